@@ -1,0 +1,1 @@
+"""pageferryd: configuration, listener, control socket and the workers it supervises."""

@@ -1,0 +1,1 @@
+"""The choreography of one migration, on both sides, and its journal."""

@@ -1,0 +1,1 @@
+"""Pure data: RAM blocks, page runs, residency, statistics, phases and errors. No effects."""

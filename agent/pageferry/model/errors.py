@@ -1,0 +1,97 @@
+"""Errors, typed by what they mean for the guest.
+
+Every error that reaches an operator carries three things: what happened, what state the guest is in,
+and what to do. ``str()`` is the first; the others are attributes, so that a program can use them too.
+"""
+
+from __future__ import annotations
+
+
+class PageferryError(Exception):
+    """Base of all errors that pageferry raises on purpose.
+
+    ``guest_state`` says where the guest is and whether it runs; ``advice`` says what to do.
+    """
+
+    kind = "error"
+
+    def __init__(self, message: str, *, guest_state: str = "", advice: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.guest_state = guest_state
+        self.advice = advice
+
+    def report(self) -> dict[str, str]:
+        """The error as a map with the keys ``kind``, ``message``, ``guest-state`` and ``advice``."""
+        return {
+            "kind": self.kind,
+            "message": self.message,
+            "guest-state": self.guest_state,
+            "advice": self.advice,
+        }
+
+
+class RefusedError(PageferryError):
+    """The migration was refused before anything was touched: guest, hosts and peer are as before."""
+
+    kind = "refused"
+
+    def __init__(self, message: str, *, guest_state: str = "untouched", advice: str) -> None:
+        super().__init__(message, guest_state=guest_state, advice=advice)
+
+
+class MigrationFailedError(PageferryError):
+    """The migration failed before the commit; the source owns the guest and has resumed it."""
+
+    kind = "failed"
+
+
+class MigrationCancelledError(PageferryError):
+    """The migration was cancelled before the commit; the source owns the guest and has resumed it."""
+
+    kind = "cancelled"
+
+
+class OutcomeUnknownError(PageferryError):
+    """The source has said *commit* and does not know whether the destination runs the guest.
+
+    The source keeps the guest paused. Only ``pageferry recover`` or an operator may settle it.
+    """
+
+    kind = "unknown"
+
+
+class LocalProtocolError(PageferryError):
+    """This side tried to say something that the protocol does not allow here: a bug of ours."""
+
+    kind = "bug"
+
+
+class RemoteProtocolError(PageferryError):
+    """The peer broke the protocol. The connection cannot be used any more."""
+
+    kind = "peer"
+
+
+class PeerLostError(PageferryError):
+    """The connection to the other agent ended or went silent."""
+
+    kind = "peer-lost"
+
+
+class QemuError(PageferryError):
+    """QEMU refused a command, did not answer in time, or is gone."""
+
+    kind = "qemu"
+
+
+class TrackingLostError(PageferryError):
+    """Write tracking ended under us; what was copied so far can no longer be trusted."""
+
+    kind = "tracking-lost"
+
+
+class KernelFeatureError(PageferryError):
+    """The kernel, or what we may do with it, lacks something that is needed."""
+
+    kind = "kernel"

@@ -1,0 +1,1 @@
+"""Sockets: addresses, the control stream, the data connections that threads drive."""

@@ -1,0 +1,1 @@
+"""Pure decisions: page-in window, rounds, send order. Time and measurements are arguments."""

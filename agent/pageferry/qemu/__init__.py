@@ -1,0 +1,1 @@
+"""Everything that talks to QEMU. The only user of qemu.qmp and trio-asyncio."""

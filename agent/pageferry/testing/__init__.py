@@ -1,0 +1,1 @@
+"""Fault points and fakes that tests switch on; inert otherwise."""
