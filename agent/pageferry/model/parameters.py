@@ -1,0 +1,112 @@
+"""What an operator may set for one migration, with QAPI's names where a name means the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from pageferry.model.errors import RefusedError
+
+RESIDENCY_WAYS = ("pagemap", "cachestat", "mincore")
+"""The ways to learn who is swapped, best first."""
+
+MAX_DOWNTIME_LIMIT_MS = 2_000_000
+"""As QEMU limits its own downtime-limit: 2000 seconds."""
+
+MIN_WINDOW_BYTES = 64 * 1024
+"""Below one read-ahead the page-in goes page by page."""
+
+MAX_WINDOW_BYTES = 1024**3
+"""An operator may widen the window beyond what is chosen by itself, but not without end."""
+
+MAX_CHANNELS = 64
+"""As the wire limits them."""
+
+KEYS = {
+    "downtime_limit_ms": "downtime-limit",
+    "window_bytes": "page-in-window",
+    "channels": "channels",
+    "max_rounds": "max-rounds",
+    "residency_way": "residency-way",
+    "verify": "verify",
+    "timeout_s": "timeout",
+}
+"""The key of each attribute on the control socket and in the configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationParameters:
+    """Settings of one migration. Creating one with a value out of range raises RefusedError.
+
+    ``window_bytes`` None: chosen by the headroom. ``residency_way`` None: the best that the probes
+    find. ``timeout_s`` None: the migration may take as long as it needs.
+    """
+
+    downtime_limit_ms: int = 300
+    window_bytes: int | None = None
+    channels: int = 2
+    max_rounds: int = 30
+    residency_way: str | None = None
+    verify: bool = False
+    timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("downtime_limit_ms", self.downtime_limit_ms, 1, MAX_DOWNTIME_LIMIT_MS)
+        if self.window_bytes is not None:
+            _check_whole("window_bytes", self.window_bytes, MIN_WINDOW_BYTES, MAX_WINDOW_BYTES)
+        _check_whole("channels", self.channels, 1, MAX_CHANNELS)
+        _check_whole("max_rounds", self.max_rounds, 1, 10_000)
+        if self.residency_way is not None and self.residency_way not in RESIDENCY_WAYS:
+            raise _refused(
+                "residency_way", self.residency_way, f"one of {', '.join(RESIDENCY_WAYS)}"
+            )
+        if not isinstance(self.verify, bool):
+            raise _refused("verify", self.verify, "true or false")
+        if self.timeout_s is not None:
+            _check_timeout(self.timeout_s)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MigrationParameters:
+        """The parameters with these keys set. Raises RefusedError for unknown keys and bad
+        values.
+        """
+        return cls().updated(values)
+
+    def updated(self, values: Mapping[str, Any]) -> MigrationParameters:
+        """A copy in which these keys are set anew; None sets a key back. Raises as from_dict
+        does.
+        """
+        attributes = {key: attribute for attribute, key in KEYS.items()}
+        defaults = {field.name: field.default for field in fields(self)}
+        changes: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in attributes:
+                raise RefusedError(
+                    f"there is no migration parameter {key!r}",
+                    advice=f"use some of {', '.join(KEYS.values())}",
+                )
+            attribute = attributes[key]
+            changes[attribute] = defaults[attribute] if value is None else value
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that is set, by its key; what is left to be chosen (None) is left out."""
+        values = {key: getattr(self, attribute) for attribute, key in KEYS.items()}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def _check_whole(attribute: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise _refused(attribute, value, f"a whole number from {least} to {most}")
+
+
+def _check_timeout(timeout_s: object) -> None:
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not is_number or not 0 < float(timeout_s) < float("inf"):  # type: ignore[arg-type]
+        raise _refused("timeout_s", timeout_s, "a number of seconds above 0")
+
+
+def _refused(attribute: str, value: object, wanted: str) -> RefusedError:
+    key = KEYS[attribute]
+    return RefusedError(f"{key} is {value!r}", advice=f"set {key} to {wanted}")
