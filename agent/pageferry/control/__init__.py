@@ -1,1 +1,1 @@
-"""The control socket that speaks QMP, and its client."""
+"""The QMP-speaking control socket and its client."""

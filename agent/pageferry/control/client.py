@@ -1,0 +1,247 @@
+"""A small client of the control socket.
+
+One connection, any number of tasks: replies find their caller by ``id``. Cancelling a call does not
+take the command back, since the daemon has read it already; what it did shows in query-migrate.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from pageferry.control import jsonstream
+from pageferry.control.errors import GENERIC_ERROR, CommandError
+from pageferry.control.info import Event, GuestInfo, MigrationInfo
+from pageferry.model.errors import PageferryError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SOCKET: Final = Path("/run/pageferry/control.sock")
+
+MAX_REPLY_BYTES: Final = 16 << 20
+"""Longest answer taken from the daemon; the longest, query-migrate of all, is a few KiB a guest."""
+
+
+class DaemonUnreachableError(PageferryError):
+    """The control socket cannot be reached, or ended. Migrations go on without their watchers."""
+
+    kind = "unreachable"
+
+
+class ControlClient:
+    """A negotiated connection, made by `open_client`. Its calls raise CommandError when the daemon
+    refuses, and DaemonUnreachableError when it went away."""
+
+    def __init__(self, stream: trio.abc.Stream, path: Path) -> None:
+        self.version: Mapping[str, Any] = {}
+        self._stream = stream
+        self._path = path
+        self._splitter = jsonstream.JsonSplitter(MAX_REPLY_BYTES)
+        self._lock = trio.Lock()
+        self._last_id = 0
+        self._calls: dict[int, _Call] = {}
+        self._subscribers: set[trio.MemorySendChannel[Event]] = set()
+        self._lost = False
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run a command, return its answer. After a cancellation it may have been run, or not."""
+        self._last_id += 1
+        call_id, call = self._last_id, _Call()
+        request: dict[str, Any] = {"execute": command, "id": call_id}
+        if arguments:
+            request["arguments"] = {
+                key: value for key, value in arguments.items() if value is not None
+            }
+        if self._lost:
+            raise self._gone()
+        self._calls[call_id] = call
+        try:
+            await self._send(request)
+            await call.answered.wait()
+        finally:
+            del self._calls[call_id]
+        if call.reply is None:
+            raise self._gone()
+        if "error" in call.reply:
+            error = call.reply["error"]
+            raise CommandError(
+                error.get("desc", "?"), error.get("class", GENERIC_ERROR), error.get("report")
+            )
+        return call.reply.get("return")
+
+    @contextmanager
+    def events(self) -> Iterator[trio.MemoryReceiveChannel[Event]]:
+        """All events from entry on. The channel ends when the daemon goes away."""
+        send, receive = trio.open_memory_channel[Event](math.inf)
+        self._subscribers.add(send)
+        try:
+            if self._lost:
+                send.close()
+            yield receive
+        finally:
+            self._subscribers.discard(send)
+            send.close()
+            receive.close()
+
+    async def migrate(
+        self,
+        guest: str,
+        uri: str,
+        *,
+        destination_guest: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Start a migration; returns its ID at once."""
+        answer = await self.execute(
+            "migrate",
+            {
+                "guest": guest,
+                "uri": uri,
+                "destination-guest": destination_guest,
+                "parameters": dict(parameters) if parameters else None,
+            },
+        )
+        return str(answer["migration-id"])
+
+    async def cancel(self, *, guest: str | None = None, migration_id: str | None = None) -> None:
+        """Ask for a migration to be cancelled; its status tells when it has been."""
+        await self.execute("migrate-cancel", {"guest": guest, "migration-id": migration_id})
+
+    async def query_migrate(
+        self, *, guest: str | None = None, migration_id: str | None = None
+    ) -> MigrationInfo:
+        """One migration: by its ID, the last one of a guest, or the last one of all."""
+        answer = await self.execute("query-migrate", {"guest": guest, "migration-id": migration_id})
+        return MigrationInfo.from_dict(answer)
+
+    async def query_migrations(self) -> list[MigrationInfo]:
+        """All migrations that the daemon remembers, oldest first."""
+        return [MigrationInfo.from_dict(raw) for raw in await self.execute("query-migrations")]
+
+    async def query_guests(self) -> list[GuestInfo]:
+        """All guests that the daemon knows."""
+        return [GuestInfo.from_dict(raw) for raw in await self.execute("query-guests")]
+
+    async def _send(self, request: dict[str, Any]) -> None:
+        try:
+            async with self._lock:
+                # A command sent in part would spoil the stream for the other tasks.
+                with trio.CancelScope(shield=True):
+                    await self._stream.send_all(jsonstream.encode(request))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise self._gone() from error
+
+    async def _negotiate(self) -> None:
+        try:
+            self.version = (await self._receive())["QMP"]["version"]
+            await self._send({"execute": "qmp_capabilities", "id": 0})
+            _ = (await self._receive())["return"]
+        except (ValueError, KeyError, TypeError, jsonstream.TooLongError) as error:
+            raise DaemonUnreachableError(
+                f"{self._path}: what listens there does not speak as pageferryd does",
+                advice="check the path of the control socket",
+            ) from error
+
+    async def _receive(self) -> dict[str, Any]:
+        """One message, before the reader runs; the daemon sends nothing unasked till then."""
+        while data := await self._stream.receive_some():
+            for text in self._splitter.feed(bytes(data)):
+                return jsonstream.parse_object(text)
+        raise self._gone()
+
+    async def _read(self) -> None:
+        try:
+            while data := await self._stream.receive_some():
+                for text in self._splitter.feed(bytes(data)):
+                    self._take(jsonstream.parse_object(text))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except (ValueError, jsonstream.TooLongError) as error:
+            log.warning("pageferryd sent what is not QMP: %s", error)
+        finally:
+            self._end()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "event" in message:
+            stamp = message.get("timestamp", {})
+            timestamp_us = stamp.get("seconds", 0) * 1_000_000 + stamp.get("microseconds", 0)
+            event = Event(message["event"], message.get("data", {}), timestamp_us)
+            for subscriber in self._subscribers:
+                subscriber.send_nowait(event)
+        elif (call := self._calls.get(message.get("id", -1))) is not None:
+            call.reply = message
+            call.answered.set()
+
+    def _end(self) -> None:
+        self._lost = True
+        for call in self._calls.values():
+            call.answered.set()
+        for subscriber in self._subscribers:
+            subscriber.close()
+
+    def _gone(self) -> DaemonUnreachableError:
+        return DaemonUnreachableError(
+            f"pageferryd closed the connection on {self._path}",
+            guest_state="not known from here",
+            advice="see the daemon's log, and when it is back: pageferry status, pageferry recover",
+        )
+
+
+class _Call:
+    """A command that waits for its answer; ``reply`` stays None when the connection ends first."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.reply: dict[str, Any] | None = None
+
+
+@asynccontextmanager
+async def open_client(
+    path: Path = DEFAULT_SOCKET, *, timeout_s: float = 5.0
+) -> AsyncIterator[ControlClient]:
+    """Connect to the daemon and negotiate. Raises DaemonUnreachableError; closed at the end."""
+    with trio.move_on_after(timeout_s) as scope:
+        try:
+            stream = await trio.open_unix_socket(os.fspath(path))
+        except OSError as error:
+            raise _unreachable(path, error) from error
+    if scope.cancelled_caught:
+        raise _silent(path)
+    async with stream:
+        client = ControlClient(stream, path)
+        with trio.move_on_after(timeout_s) as scope:
+            await client._negotiate()
+        if scope.cancelled_caught:
+            raise _silent(path)
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client._read)
+            try:
+                yield client
+            except Exception as error:  # noqa: BLE001 - carried out of the nursery, unwrapped
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+
+def _silent(path: Path) -> DaemonUnreachableError:
+    return DaemonUnreachableError(
+        f"what listens on {path} does not answer", advice="see whether pageferryd hangs: its log"
+    )
+
+
+def _unreachable(path: Path, error: OSError) -> DaemonUnreachableError:
+    advice = "start it (systemctl start pageferryd), or give its socket with --socket"
+    if isinstance(error, PermissionError):
+        advice = "run this as root, or as a user who may use the control socket"
+    return DaemonUnreachableError(
+        f"pageferryd cannot be reached on {path}: {error.strerror or error}", advice=advice
+    )
