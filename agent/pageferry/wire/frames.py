@@ -12,7 +12,23 @@ from collections.abc import Collection
 
 from pageferry.model.errors import RemoteProtocolError
 from pageferry.wire.limits import MAX_META_BYTES, MAX_PAGES_PAYLOAD_BYTES
-from pageferry.wire.messages import CONTROL_TYPES, Message, decode_meta, with_payload
+from pageferry.wire.messages import (
+    CONTROL_TYPES,
+    Message,
+    decode_meta,
+    encode_head,
+    with_payload,
+)
+
+__all__ = [
+    "PAYLOAD_HEAD_BYTES",
+    "PREAMBLE_BYTES",
+    "FrameDecoder",
+    "check_type",
+    "encode_head",
+    "parse_payload_head",
+    "parse_preamble",
+]
 
 PREAMBLE_BYTES = 6
 """Array of three, and the meta's length."""
