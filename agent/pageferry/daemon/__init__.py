@@ -1,1 +1,1 @@
-"""pageferryd: configuration, listener, control socket and the workers it supervises."""
+"""pageferryd: configuration, supervision of the worker processes, listener, control commands."""
