@@ -37,8 +37,8 @@ class Link:
     async def send(self, packet: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send one packet with duplicates of *fds*; the caller keeps its own.
 
-        Raises LinkLostError when the other end is gone. After a cancellation the packet has been sent
-        whole or not at all.
+        Raises LinkLostError when the other end is gone. After a cancellation the packet has been
+        sent whole or not at all.
         """
         data = json.dumps(packet, separators=(",", ":")).encode()
         if len(data) > PACKET_BYTES:

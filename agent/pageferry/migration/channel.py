@@ -1,0 +1,84 @@
+"""One data connection, seen from the source: frames out, counted for the barrier.
+
+A channel is used by one thread at a time. Payload goes from the mapping to the socket inside C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+from pageferry.kernel import transfer
+from pageferry.kernel.mapping import RamMapping
+from pageferry.kernel.pageset import Runs
+from pageferry.model.blocks import PAGE_BYTES
+from pageferry.model.errors import PeerLostError
+from pageferry.wire.frames import encode_head
+from pageferry.wire.messages import Attach, Barrier, Holes, Message, Pages, Zeros
+
+
+class Channel:
+    """A connected, blocking socket to the destination's agent. Every method may block.
+
+    All raise PeerLostError when the connection ends or has been shut down by `shutdown`, the one
+    method that other threads may call.
+    """
+
+    def __init__(self, sock: socket.socket, index: int) -> None:
+        self.index = index
+        self._socket = sock
+        self._frames = 0
+
+    def attach(self, migration_id: str, token: bytes) -> None:
+        """Say which migration this connection belongs to; must come first."""
+        self._send(Attach(migration_id=migration_id, token=token, channel=self.index))
+
+    def pages(
+        self, block: int, mapping: RamMapping, round_number: int, runs: Runs, *, cold: bool
+    ) -> None:
+        """Send the contents of *runs*; *cold* tells the destination to page them out again."""
+        head = encode_head(
+            Pages(block=block, round=round_number, runs=runs.to_list(), cold=cold),
+            runs.pages * PAGE_BYTES,
+        )
+        try:
+            transfer.send_payload(self._socket.fileno(), head, mapping, runs)
+        except OSError as error:
+            raise self._lost(error) from error
+        self._frames += 1
+
+    def zeros(self, block: int, round_number: int, runs: Runs) -> None:
+        """Tell the destination that these pages hold only zeros."""
+        self._send(Zeros(block=block, round=round_number, runs=runs.to_list()))
+        self._frames += 1
+
+    def holes(self, block: int, round_number: int, runs: Runs) -> None:
+        """Tell the destination that these pages were given back and are holes now."""
+        self._send(Holes(block=block, round=round_number, runs=runs.to_list()))
+        self._frames += 1
+
+    def barrier(self, round_number: int) -> int:
+        """End the round on this channel. Returns how many frames it had, and counts anew."""
+        frames, self._frames = self._frames, 0
+        self._send(Barrier(round=round_number, frames=frames))
+        return frames
+
+    def shutdown(self) -> None:
+        """Make whatever blocks on this channel return with an error, now and later."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket; no thread may be using it any more."""
+        self._socket.close()
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._socket.sendall(encode_head(message))
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: OSError) -> PeerLostError:
+        return PeerLostError(
+            f"data connection {self.index} to the destination broke: {error.strerror or error}"
+        )

@@ -1,0 +1,153 @@
+"""The switchover as the source leads it: stop, last round, device state, and the way back.
+
+The order is what worked on every QEMU tried: QEMU stops the guest at ``pre-switchover``; the last
+written pages go out and are acknowledged; only then may device state flow, because a destination
+that gets device state before its RAM is complete dies of it. One more scan finds what QEMU wrote
+itself while it saved its devices.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import trio
+
+from pageferry.kernel.pageset import PageSet
+from pageferry.migration.carry import Carry
+from pageferry.migration.peer import Peer
+from pageferry.migration.progress import Progress
+from pageferry.migration.relay import DeviceRelay
+from pageferry.migration.stoppable import run_stoppable
+from pageferry.migration.verify import ALGORITHM, StoppedError, ram_digests
+from pageferry.model.errors import MigrationFailedError, QemuError
+from pageferry.model.phase import SourcePhase
+from pageferry.qemu.monitor import Monitor
+from pageferry.qemu.switchover import SourceHandover
+from pageferry.wire.messages import DeviceLoaded, DeviceReady, Digest, PrepareDevice, Verify
+
+STOP_DEADLINE_S = 30.0
+"""QEMU reaches pre-switchover in 2 to 15 ms; stopping waits for block I/O in flight, which may take
+as long as the storage's own timeout."""
+
+DEVICE_DEADLINE_S = 60.0
+"""For device state of any size to be saved, carried and loaded."""
+
+
+class Handover:
+    """One switchover. `run` it, or `take_back` from wherever it got to."""
+
+    def __init__(
+        self, qemu: SourceHandover, monitor: Monitor, peer: Peer, progress: Progress
+    ) -> None:
+        self._qemu = qemu
+        self._monitor = monitor
+        self._peer = peer
+        self._progress = progress
+        self._prepared = False
+        self._was_running = True
+        self._stopped_ns: int | None = None
+
+    async def run(self, carry: Carry, owed: Sequence[PageSet], *, verify: bool) -> None:
+        """Bring the destination to where only the commit is missing.
+
+        Raises PageferryError; then, and after a cancellation, call `take_back`.
+        """
+        self._was_running = await self._running()
+        await carry.enter(SourcePhase.SWITCHOVER, **{"was-running": self._was_running})
+        self._progress.enter("switchover")
+        await self._peer.send(PrepareDevice())
+        await self._peer.expect(DeviceReady)
+        relay = DeviceRelay(self._peer.send)
+        self._peer.device_sink = relay.deliver
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(relay.pump)
+                await self._stop_guest(relay)
+                await carry.last_round(owed)
+                if verify:
+                    await self._compare(carry)
+                await carry.enter(SourcePhase.DEVICE)
+                self._progress.status = "device"
+                await self._qemu.proceed()
+                await self._qemu.until_completed(DEVICE_DEADLINE_S)
+                await carry.written_by_qemu()
+                with trio.move_on_after(DEVICE_DEADLINE_S) as waiting:
+                    await self._peer.expect(DeviceLoaded)
+                if waiting.cancelled_caught:
+                    raise MigrationFailedError(
+                        "the destination did not load the device state in time",
+                        advice="look at the destination QEMU's own log",
+                    )
+                # The nursery waits for the relay: the destination must have had all of the stream.
+        finally:
+            self._peer.device_sink = None
+            relay.close()
+
+    async def take_back(self) -> str:
+        """Make the guest the source's again, running if it ran. Returns its state in words.
+
+        Only to be called while the destination provably does not run it. Never raises
+        PageferryError: what went wrong is in the words.
+        """
+        if not self._prepared:
+            return "on the source, as before"
+        try:
+            await self._qemu.cancel(resume=self._was_running)
+        except QemuError as error:
+            return (
+                f"on the source, but it could not be brought back: {error.message}. It may be"
+                " stopped: connect to its QMP socket, `migrate_cancel` and `cont`"
+            )
+        return "runs on the source" if self._was_running else "paused on the source, as before"
+
+    @property
+    def was_running(self) -> bool:
+        """Whether the guest ran when the switchover began."""
+        return self._was_running
+
+    def destination_runs(self) -> None:
+        """Note the end of the downtime."""
+        if self._stopped_ns is not None and self._was_running:
+            self._progress.downtime_ns = time.monotonic_ns() - self._stopped_ns
+
+    async def _stop_guest(self, relay: DeviceRelay) -> None:
+        self._prepared = True
+        await self._qemu.prepare()
+        await self._qemu.start(relay.qemu_fd)
+        relay.release_qemu_end()
+        await self._qemu.until_stopped(STOP_DEADLINE_S)
+        self._stopped_ns = time.monotonic_ns()
+        self._progress.status = "pre-switchover"
+
+    async def _running(self) -> bool:
+        answer = await self._monitor.execute("query-status")
+        status = answer.get("status") if isinstance(answer, dict) else None
+        if status not in ("running", "paused"):
+            raise MigrationFailedError(
+                f"the guest is in state {status!r} now, which cannot be handed over",
+                advice="bring the guest to running or paused and migrate again",
+            )
+        return status == "running"
+
+    async def _compare(self, carry: Carry) -> None:
+        """Compare a digest of all RAM of both sides; the guest is stopped on both."""
+        stop = trio.Event()
+        await self._peer.send(Verify(algorithm=ALGORITHM))
+
+        def digests() -> dict[str, str]:
+            return ram_digests(carry.blocks, carry.reader, stop.is_set)
+
+        try:
+            ours = await run_stoppable(digests, stop.set)
+        except StoppedError:
+            raise MigrationFailedError("verification was interrupted") from None
+        theirs = (await self._peer.expect(Digest)).digests
+        different = sorted(name for name in ours if ours[name] != theirs.get(name))
+        self._progress.verified = not different
+        if different:
+            raise MigrationFailedError(
+                f"verification failed: RAM block {', '.join(different)} is not the same on the"
+                " destination, so the guest was not handed over",
+                advice="report this as a bug, with both agents' logs",
+            )

@@ -1,0 +1,152 @@
+"""Getting to know the other agent: connect, hello, describe the guest, attach the data connections.
+
+Nothing of the guest is touched here, so whatever goes wrong is a refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import trio
+
+from pageferry import __version__
+from pageferry.migration.channel import Channel
+from pageferry.migration.guest_ram import CarriedBlock
+from pageferry.migration.job import MAX_VERSION, MIN_VERSION, SourceJob
+from pageferry.migration.peer import M, Peer
+from pageferry.model.errors import PageferryError, PeerLostError, RefusedError
+from pageferry.net.control import ControlStream
+from pageferry.net.data import connect_data
+from pageferry.qemu.look import GuestView
+from pageferry.wire.messages import (
+    Describe,
+    Hello,
+    HelloReply,
+    Query,
+    QueryReply,
+    Ready,
+    Started,
+)
+from pageferry.wire.session import Exchange, Role
+
+CONNECT_TIMEOUT_S = 10.0
+
+ANSWER_TIMEOUT_S = 60.0
+"""The destination looks at its QEMU, searches /proc for other mappers and clears the RAM file."""
+
+
+async def connect(host: str, port: int) -> ControlStream:
+    """A control connection to the agent at *host*:*port*.
+
+    Raises RefusedError when it cannot be reached.
+    """
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            stream = await trio.open_tcp_stream(host, port)
+    except (OSError, trio.TooSlowError) as error:
+        raise RefusedError(
+            f"the agent at {host}:{port} cannot be reached: {error or 'no answer'}",
+            advice="check that pageferryd runs there and listens on that address",
+        ) from error
+    return ControlStream(stream, Exchange(Role.SOURCE))
+
+
+async def negotiate(
+    peer: Peer, job: SourceJob, view: GuestView, blocks: Sequence[CarriedBlock]
+) -> Ready:
+    """Offer the guest. Returns what the destination needs to see on the data connections.
+
+    Raises RefusedError when the destination does not take it or does not answer.
+    """
+    with trio.move_on_after(ANSWER_TIMEOUT_S):
+        await peer.send(
+            Hello(
+                min_version=MIN_VERSION,
+                max_version=MAX_VERSION,
+                migration_id=job.migration_id,
+                guest=job.destination_guest,
+                agent=f"pageferry {__version__}",
+            )
+        )
+        await _answer(peer, HelloReply)
+        await peer.send(
+            Describe(
+                machine=view.machine_type,
+                qemu_version=".".join(str(part) for part in view.version),
+                blocks=tuple(
+                    (carried.block.name, carried.block.length_bytes) for carried in blocks
+                ),
+                guest_running=view.status == "running",
+                channels=job.parameters.channels,
+                verify=job.parameters.verify,
+            )
+        )
+        return await _answer(peer, Ready)
+    raise RefusedError(
+        f"the agent at {job.host}:{job.port} does not answer",
+        advice="look at the log of pageferryd there",
+    )
+
+
+async def attach_channels(peer: Peer, job: SourceJob, ready: Ready) -> list[Channel]:
+    """Open the data connections that the destination agreed to. Raises RefusedError."""
+    channels: list[Channel] = []
+    try:
+        for index in range(min(ready.channels, job.parameters.channels)):
+            sock = await trio.to_thread.run_sync(
+                connect_data, job.host, job.port, CONNECT_TIMEOUT_S
+            )
+            channel = Channel(sock, index)
+            channels.append(channel)
+            await trio.to_thread.run_sync(channel.attach, job.migration_id, ready.token)
+        with trio.fail_after(ANSWER_TIMEOUT_S):
+            await _answer(peer, Started)
+    except (OSError, trio.TooSlowError, PeerLostError) as error:
+        _close(channels)
+        raise RefusedError(
+            f"the data connections to {job.host}:{job.port} could not be opened: {error}",
+            advice="check the network and the log of pageferryd there",
+        ) from error
+    except BaseException:
+        _close(channels)
+        raise
+    return channels
+
+
+async def query_destination(host: str, port: int, migration_id: str) -> str:
+    """The phase in the destination's journal, or "" when it has none of this migration.
+
+    Raises PageferryError when the agent cannot be reached or does not answer.
+    """
+    stream = await connect(host, port)
+    try:
+        with trio.fail_after(ANSWER_TIMEOUT_S):
+            await stream.send(Query(migration_id=migration_id))
+            reply = await stream.receive()
+    except trio.TooSlowError as error:
+        raise PeerLostError(f"the agent at {host}:{port} does not answer") from error
+    finally:
+        with trio.CancelScope(shield=True), contextlib.suppress(Exception):
+            await stream.aclose()
+    if not isinstance(reply, QueryReply):
+        raise PageferryError(f"the agent at {host}:{port} did not answer the question")
+    return reply.phase
+
+
+async def _answer(peer: Peer, kind: type[M]) -> M:
+    """What the destination says, where losing it means only that nothing was begun."""
+    try:
+        return await peer.expect(kind)
+    except RefusedError:
+        raise
+    except PageferryError as error:
+        raise RefusedError(
+            f"the destination did not agree to take the guest: {error.message}",
+            advice=error.advice or "look at the log of pageferryd there",
+        ) from error
+
+
+def _close(channels: Sequence[Channel]) -> None:
+    for channel in channels:
+        channel.close()

@@ -1,0 +1,265 @@
+"""The source's side of one migration, from the first look to the commit.
+
+Until Commit is sent the guest is the source's: any failure or cancel undoes what was done (the
+guest runs on, tracking is gone, no capability stays set) and only then is the journal closed. From
+the moment that ``commit`` is in the journal nothing here resumes the guest unless the destination
+has said that it durably never will.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import trio
+
+from pageferry.kernel.residency import ResidencyReader, choose_reader
+from pageferry.migration.cancellation import Cancellation
+from pageferry.migration.carry import Carry
+from pageferry.migration.channel import Channel
+from pageferry.migration.commit import commit
+from pageferry.migration.guest_ram import CarriedBlock, guest_ram, refuse, refuse_other_users
+from pageferry.migration.handover import Handover
+from pageferry.migration.job import SourceJob
+from pageferry.migration.journal import Journal, JournalError
+from pageferry.migration.negotiation import attach_channels, connect, negotiate
+from pageferry.migration.outcome import explained
+from pageferry.migration.peer import Peer, open_peer
+from pageferry.migration.progress import Progress
+from pageferry.migration.sending import RamSender
+from pageferry.migration.watch import check_blocks, watch_guest
+from pageferry.migration.writes import GuestWrites
+from pageferry.model.errors import (
+    MigrationCancelledError,
+    MigrationFailedError,
+    PageferryError,
+)
+from pageferry.model.phase import SourcePhase
+from pageferry.qemu.look import GuestView, look
+from pageferry.qemu.monitor import Monitor, open_monitor
+from pageferry.qemu.switchover import SourceHandover, drain
+from pageferry.wire.messages import Abort, Aborted
+
+ABORT_ANSWER_S = 10.0
+"""How long to wait for the destination's word that it has given up; the guest runs on meanwhile."""
+
+
+class SourceMigration:
+    """One migration on its source. `run` once; `cancel` at any time, from the same trio thread."""
+
+    def __init__(self, job: SourceJob, report_pass: Callable[[int], Awaitable[None]]) -> None:
+        self.job = job
+        self.progress = Progress(job.migration_id, job.guest, time.monotonic_ns())
+        self.progress.destination = f"{job.host}:{job.port}"
+        self._report_pass = report_pass
+        self._cancellation = Cancellation()
+
+    def cancel(self) -> bool:
+        """Give up, unless the commit has begun: then nothing happens and the answer is False."""
+        if not self._cancellation.request():
+            return False
+        self.progress.status = "cancelling"
+        return True
+
+    async def run(self) -> None:
+        """Carry the guest over. Returns when the destination runs it.
+
+        Raises RefusedError (nothing was touched), MigrationCancelledError or another PageferryError
+        (the guest is the source's, as its ``guest_state`` says), or OutcomeUnknownError.
+        """
+        journal = Journal.create(self.job.state_dir, self.job.migration_id, "source")
+        books = _Books(journal, self._cancellation)
+        try:
+            await journal.record(
+                SourcePhase.LOOK,
+                guest=self.job.guest,
+                qmp=self.job.qmp,
+                host=self.job.host,
+                port=self.job.port,
+            )
+            with self._cancellation.scope:
+                await self._migrate(journal, books)
+            if self._cancellation.came_first:
+                raise MigrationCancelledError("the migration was cancelled")
+        except Exception as error:
+            reason = books.explain(error)
+            await books.close(reason)
+            raise reason from error
+        finally:
+            self.progress.finished_ns = time.monotonic_ns()
+            journal.close()
+
+    async def _migrate(self, journal: Journal, books: _Books) -> None:
+        async with open_monitor(self.job.qmp) as monitor:
+            view = await look(monitor)
+            refuse(view, "source")
+            reader = await trio.to_thread.run_sync(choose_reader, self.job.parameters.residency_way)
+            async with guest_ram(monitor.peer_pid, view, writable=False) as blocks:
+                await trio.to_thread.run_sync(refuse_other_users, monitor.peer_pid, blocks)
+                self.progress.total_bytes = sum(carried.block.length_bytes for carried in blocks)
+                self.progress.way = reader.name
+                stream = await connect(self.job.host, self.job.port)
+                async with open_peer(stream) as peer:
+                    departure = Departure(
+                        job=self.job,
+                        journal=journal,
+                        monitor=monitor,
+                        view=view,
+                        reader=reader,
+                        blocks=blocks,
+                        peer=peer,
+                        progress=self.progress,
+                        cancellation=self._cancellation,
+                        books=books,
+                        report_pass=self._report_pass,
+                    )
+                    await departure.run()
+
+
+class _Books:
+    """How a migration ended, for the journal and for the operator."""
+
+    def __init__(self, journal: Journal, cancellation: Cancellation) -> None:
+        self._journal = journal
+        self._cancellation = cancellation
+        self.guest_state = ""
+
+    def explain(self, error: Exception) -> PageferryError:
+        """The one error to report. What broke because of a cancel is the cancel."""
+        reason = explained(error)
+        if self._cancellation.came_first:
+            reason = MigrationCancelledError("the migration was cancelled")
+        if not reason.guest_state:
+            reason.guest_state = self.guest_state or "on the source, as before"
+        return reason
+
+    async def close(self, reason: PageferryError) -> None:
+        """Journal the end, unless it is unknown: then the journal stays at ``commit``."""
+        if self._journal.phase == SourcePhase.COMMIT and not isinstance(
+            reason, MigrationFailedError
+        ):
+            return
+        cancelled = isinstance(reason, MigrationCancelledError)
+        phase = SourcePhase.CANCELLED if cancelled else SourcePhase.FAILED
+        with trio.CancelScope(shield=True):
+            try:
+                await self._journal.record(phase, reason=reason.message)
+            except JournalError:
+                # The guest is safe already; recovery will find it running and settle the journal.
+                return
+
+
+@dataclass(slots=True)
+class Departure:
+    """The part of a migration for which both the monitor and the peer are there. `run` once."""
+
+    job: SourceJob
+    journal: Journal
+    monitor: Monitor
+    view: GuestView
+    reader: ResidencyReader
+    blocks: Sequence[CarriedBlock]
+    peer: Peer
+    progress: Progress
+    cancellation: Cancellation
+    books: _Books
+    report_pass: Callable[[int], Awaitable[None]]
+
+    async def run(self) -> None:
+        """Carry, hand over, commit; or undo."""
+        handover = Handover(SourceHandover(self.monitor), self.monitor, self.peer, self.progress)
+        async with AsyncExitStack() as stack:
+            try:
+                await self._carry_over(handover, stack)
+                # From here on a cancel finds nothing to cancel any more.
+                self.cancellation.begin_commit()
+            except BaseException as error:
+                with trio.CancelScope(shield=True):
+                    await self._undo(handover, stack, error)
+                raise
+            with trio.CancelScope(shield=True):
+                await commit(self.job, self.journal, self.peer, handover)
+        self.progress.status = "completed"
+        self.progress.phase = "done"
+
+    async def _carry_over(self, handover: Handover, stack: AsyncExitStack) -> None:
+        ready = await negotiate(self.peer, self.job, self.view, self.blocks)
+        channels = await attach_channels(self.peer, self.job, ready)
+        stack.callback(_close_channels, channels)
+        timeout_s = self.job.parameters.timeout_s
+        with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
+            async with trio.open_nursery() as watchers:
+                watchers.start_soon(self.peer.raise_when_failed)
+                watchers.start_soon(watch_guest, self.monitor)
+                await self._move(handover, channels, stack)
+                watchers.cancel_scope.cancel()
+        if limit.cancelled_caught:
+            raise MigrationFailedError(
+                f"the migration was not finished within its timeout of {timeout_s:g} s",
+                advice="raise the timeout, or try again when guest and hosts are less busy",
+            )
+
+    async def _move(
+        self, handover: Handover, channels: list[Channel], stack: AsyncExitStack
+    ) -> None:
+        self.progress.status = "active"
+        self.progress.phase = "arm"
+        await self.journal.record(SourcePhase.ARM)
+        writes = await trio.to_thread.run_sync(
+            GuestWrites.arm, self.monitor.peer_pid, self.blocks, self._drain
+        )
+        stack.callback(writes.close)
+        self.progress.drain_ns = writes.drain_ns
+        carry = Carry(
+            pid=self.monitor.peer_pid,
+            blocks=self.blocks,
+            sender=RamSender(self.blocks, channels, self.reader, self.progress),
+            writes=writes,
+            reader=self.reader,
+            peer=self.peer,
+            progress=self.progress,
+            parameters=self.job.parameters,
+            check_guest=self._check_guest,
+            enter=self.journal.record,
+        )
+        await writes.drained()
+        self.progress.setup_ns = time.monotonic_ns() - self.progress.started_ns
+        await carry.first_pass()
+        await self.journal.record(SourcePhase.ROUNDS)
+        owed = await carry.rounds()
+        await handover.run(carry, owed, verify=self.job.parameters.verify)
+
+    async def _drain(self) -> float:
+        return await drain(self.monitor)
+
+    async def _check_guest(self) -> None:
+        await check_blocks(self.monitor, self.view)
+        await self.report_pass(self.progress.round)
+
+    async def _undo(self, handover: Handover, stack: AsyncExitStack, error: BaseException) -> None:
+        """The guest runs on at the source; tracking and channels are gone; the peer is told."""
+        self.books.guest_state = await handover.take_back()
+        await stack.pop_all().aclose()
+        reason = explained(error) if isinstance(error, Exception) else None
+        await self._tell_abort(reason)
+
+    async def _tell_abort(self, reason: PageferryError | None) -> None:
+        """Best effort: a destination that does not hear it gives up by itself (silence)."""
+        message = reason.message if reason else "the migration was cancelled"
+        kind = reason.kind if reason else "cancelled"
+        with trio.move_on_after(ABORT_ANSWER_S):
+            try:
+                await self.peer.send(Abort(kind=kind, message=message, advice=""))
+                while not isinstance(await self.peer.receive(), Aborted):
+                    continue
+            except PageferryError:
+                return
+
+
+def _close_channels(channels: list[Channel]) -> None:
+    for channel in channels:
+        channel.shutdown()
+        channel.close()

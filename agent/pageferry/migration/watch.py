@@ -1,0 +1,35 @@
+"""Watching the guest during a migration: that QEMU lives, and that its RAM stays as it was."""
+
+from __future__ import annotations
+
+from pageferry.model.errors import MigrationFailedError, QemuError
+from pageferry.qemu.look import GuestView, look_blocks
+from pageferry.qemu.monitor import Monitor
+
+ENDING_EVENTS = {
+    "SHUTDOWN": "the guest shut down during the migration",
+    "GUEST_PANICKED": "the guest panicked during the migration",
+}
+
+
+async def watch_guest(monitor: Monitor) -> None:
+    """Raise QemuError when QEMU is gone, MigrationFailedError when the guest ends; else never
+    end."""
+    async with monitor.events() as events:
+        async for name, _data, _timestamp_us in events:
+            if name in ENDING_EVENTS:
+                raise MigrationFailedError(ENDING_EVENTS[name], advice="nothing is left to migrate")
+    raise QemuError("QEMU closed its monitor: it ended during the migration")
+
+
+async def check_blocks(monitor: Monitor, before: GuestView) -> None:
+    """Raise MigrationFailedError when a RAM block appeared, went or changed its size."""
+    blocks = await look_blocks(monitor)
+    was = {block.name: block.length_bytes for block in before.blocks}
+    now = {block.name: block.length_bytes for block in blocks}
+    if now != was:
+        changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+        raise MigrationFailedError(
+            f"RAM block {', '.join(changed)} appeared, went or changed its size",
+            advice="do not plug or resize memory during a migration; migrate again",
+        )

@@ -1,0 +1,147 @@
+"""The worker process: one side of one migration, with a process of its own.
+
+Started by pageferryd as ``python -m pageferry.migration.worker --link-fd N``. It gets its job over
+the link, reports status and end over it, and cancels by itself when the daemon is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import time
+from typing import Any, Protocol
+
+import trio
+
+from pageferry.migration.destination import DestinationMigration
+from pageferry.migration.job import DestinationJob, SourceJob
+from pageferry.migration.link import Link, LinkLostError
+from pageferry.migration.outcome import explained
+from pageferry.migration.progress import Progress
+from pageferry.migration.source import SourceMigration
+from pageferry.model.errors import PageferryError
+
+log = logging.getLogger("pageferry.worker")
+
+STATUS_INTERVAL_S = 0.2
+
+JOB_TIMEOUT_S = 30.0
+
+
+class Migration(Protocol):
+    """What both sides have in common here."""
+
+    progress: Progress
+
+    async def run(self) -> None: ...
+
+    def cancel(self) -> bool: ...
+
+
+class Worker:
+    """Runs one migration and talks to the daemon about it."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._daemon_is_gone = False
+
+    async def run(self) -> int:
+        """Do the job that comes first on the link. Returns the process's exit status."""
+        with trio.fail_after(JOB_TIMEOUT_S):
+            packet, fds = await self._link.receive()
+        migration = self._migration(packet, fds)
+        error: PageferryError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._obey, migration)
+            nursery.start_soon(self._report, migration.progress)
+            try:
+                await migration.run()
+            except Exception as raised:
+                error = explained(raised)
+                log.info("ended: %s", error.message, exc_info=raised)
+            nursery.cancel_scope.cancel()
+        await self._finish(migration.progress, error)
+        return 1 if error else 0
+
+    def _migration(self, packet: dict[str, Any], fds: list[int]) -> Migration:
+        if packet["role"] == "source":
+            return SourceMigration(SourceJob.from_packet(packet), self._report_pass)
+        return DestinationMigration(DestinationJob.from_packet(packet), fds[0])
+
+    async def _obey(self, migration: Migration) -> None:
+        """Do what the daemon says, until it is gone: then cancel, as an operator would."""
+        while True:
+            try:
+                packet, fds = await self._link.receive()
+            except LinkLostError:
+                self._daemon_is_gone = True
+                migration.cancel()
+                return
+            kind = packet.get("type")
+            if kind == "cancel":
+                accepted = migration.cancel()
+                await self._tell({"type": "cancel-answer", "accepted": accepted})
+            elif kind == "channel" and isinstance(migration, DestinationMigration) and fds:
+                token = bytes.fromhex(packet["token"])
+                migration.attach(fds.pop(), int(packet["channel"]), token)
+            for fd in fds:
+                os.close(fd)
+
+    async def _report(self, progress: Progress) -> None:
+        last_status = ""
+        while True:
+            info = progress.info(time.monotonic_ns())
+            await self._tell({"type": "status", "info": info})
+            if info["status"] != last_status:
+                last_status = info["status"]
+                await self._event("MIGRATION", {"status": last_status})
+            await trio.sleep(STATUS_INTERVAL_S)
+
+    async def _report_pass(self, number: int) -> None:
+        await self._event("MIGRATION_PASS", {"pass": number})
+
+    async def _event(self, name: str, data: dict[str, Any]) -> None:
+        await self._tell({"type": "event", "event": name, "data": data})
+
+    async def _finish(self, progress: Progress, error: PageferryError | None) -> None:
+        if error is not None:
+            progress.status = "cancelled" if error.kind == "cancelled" else "failed"
+            progress.error = error.report()
+        info = progress.info(time.monotonic_ns())
+        await self._event("MIGRATION", {"status": info["status"]})
+        report = error.report() if error else None
+        await self._tell({"type": "finished", "info": info, "error": report})
+
+    async def _tell(self, packet: dict[str, Any]) -> None:
+        if self._daemon_is_gone:
+            return
+        try:
+            await self._link.send(packet)
+        except LinkLostError:
+            self._daemon_is_gone = True
+
+
+def main() -> int:
+    """Entry point of the worker process."""
+    parser = argparse.ArgumentParser(prog="pageferry-worker")
+    parser.add_argument("--link-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s"
+    )
+
+    async def run() -> int:
+        link = Link(socket.socket(fileno=arguments.link_fd))
+        try:
+            return await Worker(link).run()
+        finally:
+            link.close()
+
+    return trio.run(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The guest's writes, and when a copy of a written page may be believed.
+
+Scanning clears the mark that says a page was written. Direct I/O that QEMU submitted before the
+scan may fill the page after it without marking it again, so a copy made at once can be stale for
+good. Hence scan, drain, copy: a drain (an empty QMP transaction) waits for all block I/O in flight,
+and what is submitted later marks its pages anew.
+
+A drain holds the guest up for as long as the slowest I/O takes. Where one proves slow it is
+postponed: pages are copied at once but stay *unproven*, and all unproven pages are copied once more
+after the next drain, of which one comes before the switchover in any case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from pageferry.kernel.pageset import PageSet
+from pageferry.kernel.residency import data_pages
+from pageferry.kernel.tracking import WriteTracker
+from pageferry.migration.guest_ram import CarriedBlock
+
+SLOW_DRAIN_NS = 20_000_000
+"""A drain that took this long stalls the guest noticeably (the median is 0.4 ms): postpone the
+next."""
+
+Drain = Callable[[], Awaitable[float]]
+
+
+class GuestWrites:
+    """Write tracking of all carried blocks. `close` undoes it; so does the end of this process."""
+
+    def __init__(self, tracker: WriteTracker, blocks: Sequence[CarriedBlock], drain: Drain) -> None:
+        self._tracker = tracker
+        self._blocks = blocks
+        self._drain = drain
+        self._unproven = [PageSet(carried.block.pages) for carried in blocks]
+        self.drain_ns: list[int] = []
+
+    @classmethod
+    def arm(cls, pid: int, blocks: Sequence[CarriedBlock], drain: Drain) -> GuestWrites:
+        """Begin to track QEMU process *pid*; blocks, so call it in a thread.
+
+        Raises RefusedError when the RAM is tracked by someone else, KernelFeatureError.
+        """
+        ranges = [part.addresses for carried in blocks for part in carried.ranges]
+        return cls(WriteTracker.arm(pid, ranges), blocks, drain)
+
+    @property
+    def owes_proof(self) -> bool:
+        """Whether pages were copied since the last drain; they must be copied once more."""
+        return any(self._unproven)
+
+    async def drained(self) -> None:
+        """Wait for all block I/O in flight, and note how long it took."""
+        await self._drain_measured()
+
+    async def written(self, *, prove: bool) -> list[PageSet]:
+        """The pages to copy now, one set a block: what was written since the last call.
+
+        With *prove*, or when drains are quick, a drain follows the scan, and pages that were owed a
+        proof come along. Raises TrackingLostError. After a cancellation marks may be lost: the
+        migration must be given up.
+        """
+        written = await self.scan()
+        if prove or not self._drains_are_slow():
+            await self._drain_measured()
+            for pages, unproven in zip(written, self._unproven, strict=True):
+                pages.add_all(unproven)
+                unproven.clear()
+        else:
+            for pages, unproven in zip(written, self._unproven, strict=True):
+                unproven.add_all(pages)
+        # A page that was written and then given back (balloon) is a hole, which must not be read.
+        await self._keep_data(written)
+        return written
+
+    async def scan(self) -> list[PageSet]:
+        """Read and clear the marks, without a drain: for a guest that is stopped."""
+        return await trio.to_thread.run_sync(self._scan)
+
+    def close(self) -> None:
+        """End tracking: the kernel takes the protection off QEMU's memory. Blocks for 4 ms a
+        GiB."""
+        self._tracker.close()
+
+    async def _keep_data(self, written: Sequence[PageSet]) -> None:
+        for pages, carried in zip(written, self._blocks, strict=True):
+            if pages:
+                pages.keep_all(await trio.to_thread.run_sync(data_pages, carried.mapping))
+
+    async def _drain_measured(self) -> None:
+        started_ns = time.monotonic_ns()
+        await self._drain()
+        self.drain_ns.append(time.monotonic_ns() - started_ns)
+
+    def _drains_are_slow(self) -> bool:
+        return bool(self.drain_ns) and self.drain_ns[-1] > SLOW_DRAIN_NS
+
+    def _scan(self) -> list[PageSet]:
+        found = []
+        for carried in self._blocks:
+            pages = PageSet(carried.block.pages)
+            for part in carried.ranges:
+                self._tracker.scan(part.addresses, pages, part.first_page)
+            found.append(pages)
+        return found
