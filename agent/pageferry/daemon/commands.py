@@ -1,0 +1,201 @@
+"""The commands of the control socket, named after QAPI's where they mean the same."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
+from pageferry.control.registry import Argument, ArgumentType, Command, Peer, Registry
+from pageferry.daemon.config import Config
+from pageferry.daemon.guests import Guest
+from pageferry.daemon.hooks import Hooks
+from pageferry.daemon.migrations import Migration
+from pageferry.daemon.supervisor import Supervisor
+from pageferry.model.parameters import KEYS
+from pageferry.net.address import Address, parse_address
+
+log = logging.getLogger(__name__)
+
+_GUEST: Final = Argument("guest", ArgumentType.STR)
+_GUEST_OR_ANY: Final = Argument("guest", ArgumentType.STR, optional=True)
+_ID_OR_ANY: Final = Argument("migration-id", ArgumentType.STR, optional=True)
+
+_PARAMETER_TYPES: Final = {
+    "downtime-limit": ArgumentType.INT,
+    "page-in-window": ArgumentType.SIZE,
+    "channels": ArgumentType.INT,
+    "max-rounds": ArgumentType.INT,
+    "residency-way": ArgumentType.STR,
+    "verify": ArgumentType.BOOL,
+    "timeout": ArgumentType.NUMBER,
+}
+PARAMETER_ARGUMENTS: Final = tuple(
+    Argument(key, _PARAMETER_TYPES[key], optional=True) for key in KEYS.values()
+)
+
+Arguments = dict[str, Any]
+
+
+def parse_uri(uri: str) -> Address:
+    """``HOST[:PORT]``, also with QEMU's ``tcp:`` in front. Raises RefusedError."""
+    return parse_address(uri.removeprefix("tcp:"))
+
+
+class Commands:
+    """Their implementation. Everything is checked before anything is done."""
+
+    def __init__(self, config: Config, supervisor: Supervisor, hooks: Hooks) -> None:
+        self._config = config
+        self._supervisor = supervisor
+        self._hooks = hooks
+
+    def register(self, registry: Registry) -> None:
+        """Add them to *registry*."""
+        registry.add(
+            Command("query-status", self._query_status, summary="state of the daemon"),
+            Command("query-guests", self._query_guests, summary="guests of this host"),
+            Command(
+                "migrate",
+                self._migrate,
+                (
+                    _GUEST,
+                    Argument("uri", ArgumentType.STR),
+                    Argument("destination-guest", ArgumentType.STR, optional=True),
+                    Argument("parameters", ArgumentType.OBJECT, optional=True),
+                ),
+                "start a migration; returns its ID at once",
+            ),
+            Command(
+                "migrate-cancel",
+                self._migrate_cancel,
+                (_ID_OR_ANY, _GUEST_OR_ANY),
+                "ask for a migration to be cancelled",
+            ),
+            Command(
+                "query-migrate",
+                self._query_migrate,
+                (_ID_OR_ANY, _GUEST_OR_ANY),
+                "one migration: of this ID, the guest's last, or the last of all",
+            ),
+            Command("query-migrations", self._query_migrations, summary="all migrations known"),
+            Command(
+                "migrate-set-parameters",
+                self._set_parameters,
+                (_ID_OR_ANY, _GUEST_OR_ANY, *PARAMETER_ARGUMENTS),
+                "of a running migration, or else of those that start from now on",
+            ),
+            Command(
+                "query-migrate-parameters",
+                self._query_parameters,
+                (_ID_OR_ANY, _GUEST_OR_ANY),
+                "of a migration, or else of those that start from now on",
+            ),
+            Command(
+                "migrate-recover",
+                self._recover,
+                (Argument("migration-id", ArgumentType.STR),),
+                "settle a migration whose outcome is unknown",
+            ),
+            Command("query-residency", self._residency, (_GUEST,), "resident, swapped, holes"),
+            Command("query-doctor", self._doctor, summary="what this host offers to migrations"),
+        )
+
+    async def _query_status(self, _arguments: Arguments, _peer: Peer) -> Arguments:
+        return {
+            "status": "running",
+            "running": True,
+            "migrations": len(self._supervisor.migrations.running()),
+            "listen": str(self._config.listen),
+            "state-directory": str(self._config.state_directory),
+        }
+
+    async def _query_guests(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
+        return [self._guest_info(guest) for guest in self._supervisor.guests.all()]
+
+    def _guest_info(self, guest: Guest) -> Arguments:
+        info: Arguments = {
+            "name": guest.name,
+            "qmp": str(guest.qmp),
+            "configured": guest.configured,
+            "present": guest.qmp.is_socket(),
+            "status": "none",
+        }
+        migration = self._supervisor.migrations.of_guest(guest)
+        if migration is not None:
+            info["migration-id"] = migration.migration_id
+            info["status"] = migration.status
+            info["role"] = migration.role
+        return info
+
+    async def _migrate(self, arguments: Arguments, peer: Peer) -> Arguments:
+        parameters = self._supervisor.defaults.updated(arguments.get("parameters", {}))
+        destination = parse_uri(arguments["uri"])
+        guest = self._supervisor.guests.by_reference(arguments["guest"])
+        migration = await self._supervisor.migrate(
+            guest, destination, arguments.get("destination-guest"), parameters
+        )
+        log.info("%s: asked for by %s", migration.migration_id, peer)
+        return {"migration-id": migration.migration_id}
+
+    async def _migrate_cancel(self, arguments: Arguments, peer: Peer) -> None:
+        migration = self._chosen_or_error(arguments) if arguments else None
+        if migration is None:
+            running = self._supervisor.migrations.running()
+            if len(running) != 1:
+                raise CommandError(
+                    f"{len(running)} migrations are running; say which with migration-id or guest"
+                )
+            migration = running[0]
+        log.info("%s: cancel asked for by %s", migration.migration_id, peer)
+        await self._supervisor.cancel(migration)
+
+    async def _query_migrate(self, arguments: Arguments, _peer: Peer) -> Arguments:
+        migration = self._chosen(arguments)
+        if migration is None and not arguments:
+            migration = next(reversed(list(self._supervisor.migrations)), None)
+        return {} if migration is None else migration.info
+
+    async def _query_migrations(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
+        return [migration.info for migration in self._supervisor.migrations]
+
+    async def _set_parameters(self, arguments: Arguments, _peer: Peer) -> None:
+        values = {key: value for key, value in arguments.items() if key in _PARAMETER_TYPES}
+        if "migration-id" in arguments or "guest" in arguments:
+            await self._supervisor.set_parameters(self._chosen_or_error(arguments), values)
+        else:
+            self._supervisor.defaults = self._supervisor.defaults.updated(values)
+
+    async def _query_parameters(self, arguments: Arguments, _peer: Peer) -> Arguments:
+        if arguments:
+            return self._chosen_or_error(arguments).parameters.to_dict()
+        return self._supervisor.defaults.to_dict()
+
+    async def _recover(self, arguments: Arguments, _peer: Peer) -> Any:
+        return await self._supervisor.recover(arguments["migration-id"])
+
+    async def _residency(self, arguments: Arguments, _peer: Peer) -> Arguments:
+        guest = self._supervisor.guests.by_reference(arguments["guest"])
+        if self._supervisor.is_busy(guest):
+            raise CommandError("the guest is in a migration; its QMP socket takes one client only")
+        return await self._hooks.residency(guest.qmp)
+
+    async def _doctor(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
+        return await self._hooks.probe()
+
+    def _chosen(self, arguments: Arguments) -> Migration | None:
+        """The migration that the arguments name; None where a guest has none, or none is named."""
+        if "migration-id" in arguments and "guest" in arguments:
+            raise CommandError("give migration-id or guest, not both")
+        if "migration-id" in arguments:
+            return self._supervisor.find(arguments["migration-id"])
+        if "guest" in arguments:
+            guest = self._supervisor.guests.by_reference(arguments["guest"])
+            return self._supervisor.migrations.of_guest(guest)
+        return None
+
+    def _chosen_or_error(self, arguments: Arguments) -> Migration:
+        migration = self._chosen(arguments)
+        if migration is None:
+            raise CommandError("this guest has not been migrated", DEVICE_NOT_FOUND)
+        return migration

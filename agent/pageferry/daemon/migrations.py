@@ -1,0 +1,104 @@
+"""What the daemon remembers of each migration, running or finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import trio
+
+from pageferry.control.info import FINAL_STATUSES
+from pageferry.daemon.guests import Guest
+from pageferry.daemon.worker_process import WorkerProcess
+from pageferry.model.parameters import MigrationParameters
+
+MAX_FINISHED: Final = 256
+"""Finished migrations to remember: an evacuated host's worth, at about 2 KiB each."""
+
+
+@dataclass(slots=True, eq=False)
+class Migration:
+    """One migration on this host, in the role of its source or its destination."""
+
+    migration_id: str
+    role: str
+    guest: Guest
+    parameters: MigrationParameters
+    info: dict[str, Any] = field(default_factory=dict)
+    worker: WorkerProcess | None = None
+    announced: str = ""
+    cancel_asked: bool = False
+    finished: trio.Event = field(default_factory=trio.Event)
+
+    def __post_init__(self) -> None:
+        self.update({"status": "setup", "phase": "look"})
+
+    @property
+    def status(self) -> str:
+        """MigrationStatus, by QAPI's names."""
+        return str(self.info.get("status", "none"))
+
+    def update(self, info: dict[str, Any]) -> None:
+        """Take over what the worker reports. Who it is about is not the worker's to say.
+
+        A final status is kept back until `finish`: the worker may still be closing things, and
+        until it has ended the guest is not free for another migration.
+        """
+        told = {
+            **info,
+            "migration-id": self.migration_id,
+            "guest": self.guest.label,
+            "role": self.role,
+        }
+        if told.get("status") in FINAL_STATUSES:
+            told["status"] = self.status if self.info else "setup"
+        self.info = told
+
+    def finish(self, info: dict[str, Any], error: dict[str, Any] | None) -> None:
+        """The end. *error* is a report as of PageferryError, or None when it went well."""
+        status = info.get("status")
+        self.update(info or self.info)
+        if error is not None:
+            self.info["error"] = error
+            self.info["error-desc"] = error.get("message", "")
+            fallback = "cancelled" if error.get("kind") == "cancelled" else "failed"
+            status = status if status in ("cancelled", "failed") else fallback
+        elif status not in FINAL_STATUSES:
+            status = "completed"
+        self.info["status"] = status
+        self.worker = None
+        self.finished.set()
+
+
+class MigrationLog:
+    """All migrations that are remembered, oldest first."""
+
+    def __init__(self) -> None:
+        self._migrations: dict[tuple[str, str], Migration] = {}
+
+    def __iter__(self) -> Iterator[Migration]:
+        return iter(list(self._migrations.values()))
+
+    def add(self, migration: Migration) -> None:
+        """Remember *migration*; forget the oldest finished ones that are too many."""
+        self._migrations[migration.migration_id, migration.role] = migration
+        finished = [each for each in self if each.finished.is_set()]
+        for old in finished[: max(0, len(finished) - MAX_FINISHED)]:
+            del self._migrations[old.migration_id, old.role]
+
+    def by_id(self, migration_id: str, role: str | None = None) -> Migration | None:
+        """The migration of this ID; where both its ends are here, the source's side of it."""
+        for each_role in ("source", "destination") if role is None else (role,):
+            found = self._migrations.get((migration_id, each_role))
+            if found is not None:
+                return found
+        return None
+
+    def of_guest(self, guest: Guest) -> Migration | None:
+        """The last migration of this guest."""
+        return next((each for each in reversed(list(self)) if each.guest.key == guest.key), None)
+
+    def running(self) -> list[Migration]:
+        """Those that have not ended."""
+        return [each for each in self if not each.finished.is_set()]

@@ -1,0 +1,354 @@
+"""Worker processes: one for each migration, started, watched and reaped.
+
+Rules:
+
+- One migration per guest at a time, and a guest is one by the real path of its QMP socket.
+- A worker that died without its last word has left a guest that may be stopped: it is settled from
+  its journal, and only after the process has provably ended.
+- The daemon never kills a worker to get rid of a migration. It asks; the worker decides, since
+  only the worker knows whether the commit has begun.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import trio
+
+from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
+from pageferry.daemon.config import Config
+from pageferry.daemon.descriptors import FdOwner
+from pageferry.daemon.guests import Guest, GuestDirectory
+from pageferry.daemon.hooks import Hooks
+from pageferry.daemon.migrations import Migration, MigrationLog
+from pageferry.daemon.worker_process import WORKER_COMMAND, WorkerProcess
+from pageferry.migration.link import LinkLostError
+from pageferry.model.errors import MigrationFailedError, PageferryError, RefusedError
+from pageferry.model.parameters import MigrationParameters
+from pageferry.net.address import Address
+from pageferry.wire.messages import Attach, Hello
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[str, dict[str, Any]], None]
+Packet = dict[str, Any]
+
+
+class Supervisor:
+    """Starts migrations and knows what becomes of them. `run` must be running for that."""
+
+    def __init__(
+        self,
+        config: Config,
+        emit: Emit,
+        *,
+        hooks: Hooks | None = None,
+        worker_command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        self.guests = GuestDirectory(config)
+        self.migrations = MigrationLog()
+        self.defaults = config.defaults
+        self._config = config
+        self._emit = emit
+        self._hooks = hooks or Hooks()
+        self._worker_command = worker_command
+        self._nursery: trio.Nursery | None = None
+        self._stopping = False
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watch over workers until cancelled. Cancelling abandons them: call `shutdown` first."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def shutdown(self) -> None:
+        """Take no more migrations, cancel the running ones, and wait until they have ended.
+
+        One that has committed already is waited for as well: it ends by itself.
+        """
+        self._stopping = True
+        for migration in self.migrations.running():
+            log.info("%s: cancelled, since the daemon stops", migration.migration_id)
+            await self._ask_to_cancel(migration)
+        for migration in self.migrations.running():
+            await migration.finished.wait()
+
+    async def migrate(
+        self,
+        guest: Guest,
+        destination: Address,
+        destination_guest: str | None,
+        parameters: MigrationParameters,
+    ) -> Migration:
+        """Start carrying *guest* away; returns at once.
+
+        Raises RefusedError when it may not begin. Once this has returned the migration runs,
+        whatever becomes of the caller.
+        """
+        self._check_encryption(destination)
+        name = destination_guest or guest.name
+        if not name:
+            raise RefusedError(
+                f"the guest at {guest.qmp} has no name here by which the destination could know it",
+                advice="say what it is called there with destination-guest, or add it to [guests]",
+            )
+        migration = self._register(Migration(secrets.token_hex(16), "source", guest, parameters))
+        migration.update({**migration.info, "destination": str(destination)})
+        job = {
+            **self._job(migration),
+            "host": destination.host,
+            "port": destination.port,
+            "destination-guest": name,
+            "parameters": parameters.to_dict(),
+        }
+        self._start(migration, job)
+        return migration
+
+    async def receive_guest(self, hello: Hello, connection_fd: int) -> None:
+        """Start the destination's side for the source that said *hello* on this connection.
+
+        Takes over *connection_fd*, also when it raises RefusedError.
+        """
+        with FdOwner(connection_fd) as connection:
+            guest = self.guests.by_name(hello.guest)
+            if self.migrations.by_id(hello.migration_id, "destination") is not None:
+                raise RefusedError(
+                    f"migration {hello.migration_id} was tried here before",
+                    advice="start a new migration",
+                )
+            migration = self._register(
+                Migration(hello.migration_id, "destination", guest, self.defaults)
+            )
+            job = {
+                **self._job(migration),
+                "hello": {
+                    "min-version": hello.min_version,
+                    "max-version": hello.max_version,
+                    "agent": hello.agent,
+                },
+            }
+            self._start(migration, job, connection.release())
+
+    async def attach(self, attach: Attach, fd: int) -> None:
+        """Hand a data connection to its worker, which checks the token. The caller keeps *fd*.
+
+        Raises RefusedError when no migration here awaits it.
+        """
+        migration = self.migrations.by_id(attach.migration_id, "destination")
+        if migration is None or migration.worker is None:
+            raise RefusedError(
+                f"no migration {attach.migration_id} awaits data connections here",
+                advice="see what became of it in this agent's log",
+            )
+        packet = {"type": "channel", "token": attach.token.hex(), "channel": attach.channel}
+        try:
+            await migration.worker.send(packet, [fd])
+        except LinkLostError as error:
+            raise RefusedError(
+                f"migration {attach.migration_id} has just ended here",
+                advice="see what became of it in this agent's log",
+            ) from error
+
+    async def cancel(self, migration: Migration) -> None:
+        """Ask for *migration* to be cancelled. Raises CommandError when it is over already.
+
+        The worker refuses once the commit has begun; the migration's status tells what came of it.
+        """
+        if migration.finished.is_set():
+            raise CommandError(f"migration {migration.migration_id} is over: {migration.status}")
+        await self._ask_to_cancel(migration)
+
+    async def set_parameters(self, migration: Migration, values: dict[str, Any]) -> None:
+        """Change parameters of a running migration. Raises RefusedError or CommandError."""
+        parameters = migration.parameters.updated(values)
+        if migration.worker is None:
+            raise CommandError(f"migration {migration.migration_id} is not running")
+        try:
+            await migration.worker.send({"type": "set", "parameters": values})
+        except LinkLostError:
+            raise CommandError(f"migration {migration.migration_id} has just ended") from None
+        migration.parameters = parameters
+
+    async def recover(self, migration_id: str) -> Any:
+        """Settle what a worker left behind. Raises CommandError while its worker still runs."""
+        for role in ("source", "destination"):
+            migration = self.migrations.by_id(migration_id, role)
+            if migration is not None and not migration.finished.is_set():
+                raise CommandError(f"migration {migration_id} still runs: {migration.status}")
+        return await self._hooks.settle(self._config.state_directory, migration_id)
+
+    def is_busy(self, guest: Guest) -> bool:
+        """Whether a migration of *guest* runs."""
+        return any(other.guest.key == guest.key for other in self.migrations.running())
+
+    def find(self, migration_id: str) -> Migration:
+        """The migration of this ID. Raises CommandError."""
+        migration = self.migrations.by_id(migration_id)
+        if migration is None:
+            raise CommandError(f"there is no migration {migration_id[:64]}", DEVICE_NOT_FOUND)
+        return migration
+
+    def _check_encryption(self, destination: Address) -> None:
+        if not destination.is_loopback and not self._config.plaintext:
+            raise RefusedError(
+                f"the memory of the guest would cross the network to {destination} unencrypted",
+                advice="migrate through a tunnel that ends on this host, or, in a network that you"
+                " trust, set plaintext = true in [daemon] on both hosts",
+            )
+
+    def _register(self, migration: Migration) -> Migration:
+        if self._stopping:
+            raise RefusedError("the daemon is stopping", advice="try again when it runs again")
+        for other in self.migrations.running():
+            if other.guest.key == migration.guest.key:
+                raise RefusedError(
+                    f"guest {migration.guest.label} is in a migration already:"
+                    f" {other.migration_id}, {other.status}, as its {other.role}",
+                    advice="wait for it, or cancel it with `pageferry cancel`",
+                )
+        self.migrations.add(migration)
+        return migration
+
+    def _job(self, migration: Migration) -> dict[str, Any]:
+        return {
+            "type": "job",
+            "role": migration.role,
+            "migration-id": migration.migration_id,
+            "guest": migration.guest.label,
+            "qmp": str(migration.guest.qmp),
+            "state-dir": str(self._config.state_directory),
+        }
+
+    def _start(self, migration: Migration, job: dict[str, Any], fd: int | None = None) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the supervisor is not running")
+        self._nursery.start_soon(self._watch, migration, job, FdOwner(fd))
+
+    async def _watch(self, migration: Migration, job: dict[str, Any], fd: FdOwner) -> None:
+        """The life of one worker. Never raises, but when cancelled."""
+        self._announce(migration)
+        with fd:
+            try:
+                worker = await WorkerProcess.spawn(self._worker_command)
+            except OSError as error:
+                self._end(migration, {}, _spawn_failed(error).report())
+                return
+            log.info(
+                "%s: worker %d, %s of guest %s",
+                migration.migration_id,
+                worker.pid,
+                migration.role,
+                migration.guest.label,
+            )
+            try:
+                last_word = await self._follow(migration, worker, job, fd)
+            except trio.Cancelled:
+                worker.abandon()
+                raise
+        how = await worker.end()
+        if last_word is None:
+            last_word = await self._settle(migration, how)
+        self._end(migration, last_word.get("info") or {}, last_word.get("error"))
+
+    async def _follow(
+        self, migration: Migration, worker: WorkerProcess, job: dict[str, Any], fd: FdOwner
+    ) -> dict[str, Any] | None:
+        """Talk to the worker until its last word. None when it ended without one."""
+        try:
+            await worker.send(job, fd.numbers)
+            fd.close()
+            migration.worker = worker
+            if migration.cancel_asked:  # it was asked for before there was a worker to ask
+                await worker.send({"type": "cancel"})
+            while (packet := await worker.receive()).get("type") != "finished":
+                self._take(migration, packet)
+        except LinkLostError:
+            return None
+        except (ValueError, TypeError, AttributeError) as error:
+            log.error("%s: the worker makes no sense: %s", migration.migration_id, error)
+            return None
+        return packet
+
+    def _take(self, migration: Migration, packet: dict[str, Any]) -> None:
+        if packet["type"] == "status":
+            migration.update(packet["info"])
+            self._announce(migration)
+        elif packet["type"] == "event" and packet["event"] != "MIGRATION":
+            # MIGRATION is told from the status, once for each, and last when the worker has ended.
+            self._emit(packet["event"], {**packet["data"], **_identity(migration)})
+
+    def _announce(self, migration: Migration) -> None:
+        if migration.status != migration.announced:
+            migration.announced = migration.status
+            self._emit("MIGRATION", {"status": migration.status, **_identity(migration)})
+
+    async def _settle(self, migration: Migration, how: str) -> Packet:
+        """After a worker died: bring its migration to an end. Returns the last word it owed."""
+        migration_id = migration.migration_id
+        log.error("%s: the worker died (%s); settling", migration_id, how)
+        report = {
+            "kind": "unknown",
+            "message": f"the worker process died ({how}), and its migration could not be settled",
+            "guest-state": "not known: do not start it anywhere",
+            "advice": f"run `pageferry recover {migration_id}`, and see the daemon's log",
+        }
+        try:
+            outcome = await self._hooks.settle(self._config.state_directory, migration_id)
+        except PageferryError as error:
+            told = {key: value for key, value in error.report().items() if value}
+            told["message"] = f"{report['message']}: {error.message}"
+            return {"info": migration.info, "error": {**report, **told, "kind": "unknown"}}
+        except Exception:
+            log.exception("%s: settling failed", migration_id)
+            return {"info": migration.info, "error": report}
+        return settled_word(migration.info, f"the worker process died ({how})", outcome)
+
+    def _end(self, migration: Migration, info: dict[str, Any], error: Packet | None) -> None:
+        migration.finish(info, error)
+        if error is None:
+            log.info("%s: %s", migration.migration_id, migration.status)
+        else:
+            log.warning("%s: %s: %s", migration.migration_id, migration.status, error["message"])
+        self._announce(migration)
+
+    async def _ask_to_cancel(self, migration: Migration) -> None:
+        migration.cancel_asked = True
+        if migration.worker is not None:
+            try:
+                await migration.worker.send({"type": "cancel"})
+            except LinkLostError:
+                log.debug("%s: ended before it was cancelled", migration.migration_id)
+
+
+def _identity(migration: Migration) -> dict[str, Any]:
+    return {
+        "migration-id": migration.migration_id,
+        "guest": migration.guest.label,
+        "role": migration.role,
+    }
+
+
+def _spawn_failed(error: OSError) -> MigrationFailedError:
+    return MigrationFailedError(
+        f"no worker process could be started: {error.strerror or error}",
+        guest_state="untouched",
+        advice="check the daemon's limits on processes and memory",
+    )
+
+
+def settled_word(info: dict[str, Any], message: str, outcome: Any) -> Packet:
+    """The last word of a migration whose worker died and that has been settled since.
+
+    *outcome* is a map with ``status`` (completed, failed or cancelled) and a report's keys, or just
+    a text about the guest's state.
+    """
+    told = dict(outcome) if isinstance(outcome, dict) else {"guest-state": str(outcome)}
+    status = told.pop("status", "failed")
+    if status == "completed":
+        return {"info": {**info, "status": status}, "error": None}
+    report = {"kind": "failed", "message": message, "guest-state": "", "advice": "", **told}
+    return {"info": {**info, "status": status}, "error": report}
