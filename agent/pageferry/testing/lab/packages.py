@@ -1,9 +1,9 @@
 """QEMU's two generations and a guest kernel, from Debian's own packages.
 
-Debian 12 installs QEMU 7.2. The 10.0 of its backports, and the kernel for Linux guests, are unpacked
-into the cache beside it, through an apt configuration of our own: sources copied from the system's
-Debian source, with the suite changed. Nothing of the system's apt state is touched, and apt checks
-the signatures with the system's keyring as always.
+Debian 12 installs QEMU 7.2. The 10.0 of its backports, and the kernel for Linux guests, are
+unpacked into the cache beside it, through an apt configuration of our own: sources copied from
+the system's Debian source, with the suite changed. Nothing of the system's apt state is touched,
+and apt checks the signatures with the system's keyring as always.
 """
 
 from __future__ import annotations

@@ -1,0 +1,137 @@
+"""Memory cgroups of the lab's own, version 1 or 2, whichever this host has.
+
+Version 1: a folder under the memory controller's mount. Version 2: a folder under the unified
+mount, whose root must hand the memory controller down (systemd's does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pageferry.testing.lab.cleanup import LabError, lab_name, left_by_the_dead, undone_by
+
+REMOVE_TIMEOUT_S = 10.0
+"""A process that was killed leaves its cgroup only when its memory is freed."""
+
+UNLIMITED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """The memory controller's mount point and its version."""
+
+    version: int
+    mount: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LabCgroup:
+    """One memory cgroup that the lab made."""
+
+    version: int
+    path: Path
+
+    def set_limit(self, limit_bytes: int | None) -> None:
+        """Set the hard limit; None lifts it. Lowering reclaims, with OSError EBUSY if it cannot."""
+        name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
+        unlimited = str(UNLIMITED) if self.version == 1 else "max"
+        (self.path / name).write_text(unlimited if limit_bytes is None else str(limit_bytes))
+
+    def usage_bytes(self) -> int:
+        """What is charged now, page cache and shmem included."""
+        name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
+        return int((self.path / name).read_text())
+
+    def stat(self) -> dict[str, int]:
+        """memory.stat; the names differ between the versions."""
+        lines = (self.path / "memory.stat").read_text().splitlines()
+        return {name: int(value) for name, value in (line.split() for line in lines)}
+
+    def join(self, pid: int) -> None:
+        """Move a whole process here. Its memory stays charged where it is."""
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def pids(self) -> list[int]:
+        """The processes in it."""
+        return [int(word) for word in (self.path / "cgroup.procs").read_text().split()]
+
+    def command(self, command: list[str]) -> list[str]:
+        """A command line that runs `command` in this cgroup from its first instruction on."""
+        enter = 'echo $$ > "$0" && exec "$@"'
+        return ["sh", "-c", enter, str(self.path / "cgroup.procs"), *command]
+
+
+def hierarchy() -> Hierarchy:
+    """Where this host's memory controller is mounted. LabError when it has none."""
+    unified: Path | None = None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, tail = line.partition(" - ")
+        mount = Path(fields.split()[4])
+        kind, _, options = tail.split(maxsplit=2)
+        if kind == "cgroup" and "memory" in options.split(","):
+            return Hierarchy(version=1, mount=mount)
+        if kind == "cgroup2":
+            unified = mount
+    if unified is not None and "memory" in (unified / "cgroup.controllers").read_text().split():
+        return Hierarchy(version=2, mount=unified)
+    raise LabError("no memory cgroup controller is mounted: mount cgroup2 on /sys/fs/cgroup")
+
+
+@contextlib.contextmanager
+def memory_cgroup(what: str, limit_bytes: int | None = None) -> Iterator[LabCgroup]:
+    """A new memory cgroup with this limit; removed at the end.
+
+    Its processes must have ended by then (LabError otherwise). Needs root.
+    """
+    where = hierarchy()
+    _remove_left_over(where.mount)
+    if where.version == 2:
+        _hand_down_memory(where.mount)
+    path = where.mount / lab_name(what)
+    path.mkdir()
+    group = LabCgroup(version=where.version, path=path)
+    with undone_by(lambda: _remove(path)):
+        if limit_bytes is not None:
+            group.set_limit(limit_bytes)
+        yield group
+
+
+def _hand_down_memory(mount: Path) -> None:
+    control = mount / "cgroup.subtree_control"
+    if "memory" in control.read_text().split():
+        return
+    try:
+        control.write_text("+memory")
+    except OSError as error:
+        raise LabError(
+            f"{control} does not hand the memory controller down ({error.strerror}): "
+            "run outside a container, or in one started with a cgroup of its own"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    while True:
+        try:
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise LabError(f"cgroup {path} cannot be removed: {error.strerror}") from error
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _remove_left_over(mount: Path) -> None:
+    for name in os.listdir(mount):
+        if left_by_the_dead(name):
+            with contextlib.suppress(OSError):
+                (mount / name).rmdir()

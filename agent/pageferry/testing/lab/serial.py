@@ -1,0 +1,82 @@
+"""A guest's serial port over a migration: one stream of lines from two QEMUs.
+
+The lab listens and each QEMU connects at its start, so nothing said is lost. A line that the guest
+began on the source may end on the destination: both feed one buffer, and since only one of them runs
+the guest at a time, what they send joins to what the guest said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pageferry.testing.lab.cleanup import LabError
+
+READ_BYTES = 65536
+
+
+class SerialPort:
+    """The guest's serial port: :meth:`attach` a listener for each QEMU, then read lines and write.
+
+    ``on_line(host_time_s, line)`` is called from a reader thread for each complete line.
+    """
+
+    def __init__(self, on_line: Callable[[float, str], None]) -> None:
+        self._on_line = on_line
+        self._lock = threading.Lock()
+        self._partial = b""
+        self._connections: list[socket.socket] = []
+        self._listeners: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+
+    def attach(self, path: Path) -> None:
+        """Listen at `path` for one more QEMU's chardev (``server=off``)."""
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen(1)
+        self._listeners.append(listener)
+        thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def write(self, data: bytes) -> None:
+        """Send to the guest, wherever it runs: a QEMU whose guest is not running keeps quiet, so
+        the caller says which by :meth:`write_to`; this one takes the only or the newest.
+        """
+        self.write_to(-1, data)
+
+    def write_to(self, index: int, data: bytes) -> None:
+        """Send to the guest through the QEMU that connected `index`-th."""
+        with self._lock:
+            if not self._connections:
+                raise LabError("no QEMU has connected its serial port yet")
+            connection = self._connections[index]
+        connection.sendall(data)
+
+    def close(self) -> None:
+        """End all connections and their readers."""
+        for one in (*self._listeners, *self._connections):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def _serve(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            with self._lock:
+                self._connections.append(connection)
+            while data := connection.recv(READ_BYTES):
+                self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self._on_line(now_s, line.decode("ascii", "replace").strip("\r"))

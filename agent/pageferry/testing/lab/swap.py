@@ -1,0 +1,161 @@
+"""Swap for the lab: the host's own, or a file, a loop device or zram of ours while it is needed.
+
+Swap cannot lie on tmpfs, and swapon refuses some file systems (overlay): then a loop device over
+the same file takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pageferry.testing.lab.cache import cache_folder
+from pageferry.testing.lab.cleanup import LabError, lab_name, left_by_the_dead, undone_by
+
+MIB = 1024 * 1024
+DEFAULT_SWAP_BYTES = 3072 * MIB
+SPARE_DISK_BYTES = 512 * MIB
+"""What a swap file must leave free on its disk."""
+
+RAM_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
+
+
+@dataclass(frozen=True, slots=True)
+class SwapArea:
+    """Swap to use: `device` is what /proc/swaps calls it, None for the host's own."""
+
+    device: str | None
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapEntry:
+    """One line of /proc/swaps."""
+
+    device: str
+    size_bytes: int
+    used_bytes: int
+
+
+def swap_entries() -> list[SwapEntry]:
+    """The areas in use now."""
+    entries = []
+    for line in Path("/proc/swaps").read_text().splitlines()[1:]:
+        device, _kind, size, used, _priority = line.split()[:5]
+        entries.append(SwapEntry(device, int(size) * 1024, int(used) * 1024))
+    return entries
+
+
+@contextlib.contextmanager
+def some_swap(size_bytes: int = DEFAULT_SWAP_BYTES) -> Iterator[SwapArea]:
+    """At least `size_bytes` of free swap: the host's when it has that much, else a file of ours."""
+    theirs = [entry for entry in swap_entries() if "pageferry-lab" not in entry.device]
+    theirs = [entry for entry in theirs if not entry.device.startswith("/dev/loop")]
+    free_bytes = sum(entry.size_bytes - entry.used_bytes for entry in theirs)
+    if free_bytes >= size_bytes:
+        yield SwapArea(device=None, size_bytes=free_bytes)
+        return
+    with swap_file(size_bytes) as area:
+        yield area
+
+
+@contextlib.contextmanager
+def swap_file(size_bytes: int = DEFAULT_SWAP_BYTES) -> Iterator[SwapArea]:
+    """A swap file of our own, on a loop device where the file system cannot carry swap.
+
+    LabError when no disk has room or the kernel refuses swap altogether (as in most containers).
+    """
+    folder = _folder_with_room(size_bytes)
+    for name in os.listdir(folder):
+        if left_by_the_dead(name) and name.endswith(".swap"):
+            _switch_off(str(folder / name))
+            (folder / name).unlink(missing_ok=True)
+    path = folder / lab_name("file.swap")
+    with undone_by(lambda: path.unlink(missing_ok=True)):
+        _allocate(path, size_bytes)
+        _run("mkswap", "-q", str(path))
+        with contextlib.ExitStack() as stack:
+            device = str(path)
+            stack.enter_context(undone_by(lambda: _switch_off(device)))
+            try:
+                _run("swapon", device)
+            except LabError:
+                device = stack.enter_context(_loop_device(path))
+                stack.enter_context(undone_by(lambda: _switch_off(device)))
+                _run("swapon", device)
+            yield SwapArea(device=device, size_bytes=size_bytes)
+
+
+@contextlib.contextmanager
+def zram_swap(size_bytes: int = DEFAULT_SWAP_BYTES) -> Iterator[SwapArea]:
+    """A zram device as swap: page-outs take effect at once, and nothing is written to a disk."""
+    device = _run("zramctl", "--find", "--size", str(size_bytes)).strip()
+    with undone_by(lambda: _ignore("zramctl", "--reset", device)):
+        _run("mkswap", "-q", device)
+        with undone_by(lambda: _switch_off(device)):
+            _run("swapon", "--priority", "100", device)
+            yield SwapArea(device=device, size_bytes=size_bytes)
+
+
+@contextlib.contextmanager
+def _loop_device(path: Path) -> Iterator[str]:
+    device = _run("losetup", "--find", "--show", str(path)).strip()
+    with undone_by(lambda: _ignore("losetup", "--detach", device)):
+        yield device
+
+
+def _folder_with_room(size_bytes: int) -> Path:
+    for folder in (cache_folder(), Path("/var/tmp"), Path("/tmp"), Path("/")):
+        numbers = os.statvfs(folder)
+        free_bytes = numbers.f_bavail * numbers.f_frsize
+        if _file_system(folder) not in RAM_FILE_SYSTEMS and (
+            free_bytes >= size_bytes + SPARE_DISK_BYTES
+        ):
+            return folder
+    raise LabError(f"no disk has room for a swap file of {size_bytes // MIB} MiB: free some space")
+
+
+def _file_system(folder: Path) -> str:
+    return _run("stat", "--file-system", "--format=%T", str(folder)).strip()
+
+
+def _allocate(path: Path, size_bytes: int) -> None:
+    # Swap files must have no holes; fallocate is enough where swapon knows unwritten extents
+    # (ext4, xfs), and the loop device covers the rest.
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _switch_off(device: str) -> None:
+    if any(entry.device == device for entry in swap_entries()):
+        _run("swapoff", device)
+
+
+def _run(*command: str) -> str:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "PATH": path},
+        )
+    except OSError as error:
+        raise LabError(f"{command[0]}: {error.strerror}; install util-linux") from error
+    if done.returncode:
+        raise LabError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _ignore(*command: str) -> None:
+    with contextlib.suppress(LabError):
+        _run(*command)
