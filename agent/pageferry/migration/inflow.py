@@ -60,9 +60,10 @@ class Inflow:
     async def placed(self, end: RoundEnd) -> int:
         """Wait until the round that *end* ends is placed. Returns the cold pages that stayed in."""
         self._receiver.round_ends(end)
-        while not self._receiver.round_is_placed:
+        while True:
+            # Made before looking, so that a barrier in between is not missed.
             self._moved = trio.Event()
-            if self._receiver.round_is_placed:
+            if self._receiver.round_is_placed():
                 break
             await self._moved.wait()
         return await trio.to_thread.run_sync(self._receiver.next_round)

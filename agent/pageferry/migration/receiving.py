@@ -92,7 +92,6 @@ class RamReceiver:
         with self._lock:
             self._ledger.round_end(end)
 
-    @property
     def round_is_placed(self) -> bool:
         """Whether every page of the round is in its place."""
         with self._lock:
