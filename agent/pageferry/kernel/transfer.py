@@ -1,0 +1,97 @@
+"""Page payload between sockets and guest memory.
+
+For threads: every call blocks and releases the GIL. Sockets may be blocking or not; a send or
+receive timeout of the socket (SO_SNDTIMEO, SO_RCVTIMEO) raises TimeoutError. A connection that
+broke raises ConnectionError (BrokenPipeError, ConnectionResetError), and so does one that the peer
+closes before the last byte. After any OSError an unknown part has been sent or received, so the
+connection is of no use any more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pageferry.kernel._native import ffi, lib
+from pageferry.kernel.errors import check
+from pageferry.kernel.mapping import RamMapping
+from pageferry.kernel.pageset import Runs
+from pageferry.model.blocks import PAGE_BYTES
+
+SCRATCH_BYTES = 256 * 1024
+"""What is received before it is written. Fits a second-level cache, so the copy is nearly free."""
+
+_ZERO_LEVEL: int = lib.pf_zero_best_level()
+
+
+class Scratch:
+    """Memory that one receiving thread uses over and over."""
+
+    __slots__ = ("_memory", "length_bytes")
+
+    def __init__(self, length_bytes: int = SCRATCH_BYTES) -> None:
+        """Raises ValueError when *length_bytes* is not at least one whole page."""
+        if length_bytes < PAGE_BYTES or length_bytes % PAGE_BYTES:
+            raise ValueError(f"{length_bytes} bytes are not whole pages")
+        self.length_bytes = length_bytes
+        self._memory: Any = ffi.new("uint8_t[]", length_bytes)
+
+
+def split_zero(mapping: RamMapping, runs: Runs) -> tuple[Runs, Runs]:
+    """Part *runs* into the pages that hold something and those that are all zero.
+
+    Reads, and so maps, every page of them: holes must not be among them.
+    """
+    nonzero = ffi.new("struct pf_runs **")
+    zero = ffi.new("struct pf_runs **")
+    with mapping.use() as base:
+        check(
+            lib.pf_split_zero(base, mapping.pages, runs._native, _ZERO_LEVEL, nonzero, zero),
+            "look for zero pages",
+        )
+    return Runs(nonzero[0]), Runs(zero[0])
+
+
+def send_payload(sock_fd: int, head: bytes, mapping: RamMapping, runs: Runs) -> None:
+    """Send *head*, then the pages of *runs* in order, straight from the mapping.
+
+    The guest may write the pages meanwhile: what is sent is no snapshot, and a page torn that way
+    is reported as written by the next scan.
+    """
+    with mapping.use() as base:
+        check(
+            lib.pf_send_payload(sock_fd, head, len(head), base, mapping.pages, runs._native),
+            "send guest pages",
+        )
+
+
+def receive_payload(
+    sock_fd: int, ram_fd: int, file_offset_bytes: int, runs: Runs, scratch: Scratch
+) -> None:
+    """Receive the pages of *runs* in order and write them to the file at *file_offset_bytes*.
+
+    *runs* must have been checked against the block's length (`Runs.from_list`). Pages that were
+    holes are charged to the memory cgroup of the calling process. Raises OSError with ENOSPC when
+    the file system is full.
+    """
+    check(
+        lib.pf_receive_payload(
+            sock_fd,
+            ram_fd,
+            file_offset_bytes,
+            runs._native,
+            scratch._memory,
+            scratch.length_bytes,
+        ),
+        "receive guest pages",
+    )
+
+
+def receive_exact(sock_fd: int, length_bytes: int, buffer: bytearray | memoryview) -> None:
+    """Receive exactly *length_bytes* into the start of *buffer*."""
+    if length_bytes > memoryview(buffer).nbytes:
+        raise ValueError(f"{length_bytes} bytes do not fit into the buffer")
+    memory = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
+    try:
+        check(lib.pf_receive_exact(sock_fd, memory, length_bytes), "receive")
+    finally:
+        ffi.release(memory)

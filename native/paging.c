@@ -1,0 +1,90 @@
+/*
+ * The agent's own mapping of a guest's RAM file, and paging by way of it.
+ *
+ * MADV_PAGEOUT takes only pages that the calling address space maps, and leaves out those that
+ * another one maps as well (mm/madvise.c: madvise_cold_or_pageout_pte_range). That is how a page
+ * that the guest has touched meanwhile stays in by itself.
+ */
+
+#include "native.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Linux 5.4 and 5.14; glibc 2.36 has both, older build hosts may not. */
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+int pf_map(int fd, uint64_t file_offset, uint64_t length, bool writable, uint8_t **out)
+{
+	int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+	void *base = mmap(NULL, length, protection, MAP_SHARED, fd, (off_t)file_offset);
+	int error;
+
+	if (base == MAP_FAILED)
+		return errno;
+	/*
+	 * A mapping with VM_SEQ_READ gives reclaim no "referenced" information: neither its accessed
+	 * bits nor its going away count (vma_has_recency, commit 8788f6781486, Linux 6.3; before that
+	 * the same flag, but not VM_RAND_READ, was looked at in folio_referenced_one and
+	 * zap_pte_range). It changes nothing about swap read-ahead of shmem.
+	 */
+	if (madvise(base, length, MADV_SEQUENTIAL) || madvise(base, length, MADV_DONTFORK)) {
+		error = errno;
+		munmap(base, length);
+		return error;
+	}
+	*out = base;
+	return 0;
+}
+
+int pf_unmap(uint8_t *base, uint64_t length)
+{
+	return munmap(base, length) ? errno : 0;
+}
+
+int pf_advise(uint8_t *base, uint64_t pages, const struct pf_runs *runs, int advice)
+{
+	const struct pf_run *items = pf_runs_items(runs);
+	size_t length = pf_runs_length(runs);
+
+	if (!pf_runs_fit(runs, pages))
+		return ERANGE;
+	for (size_t i = 0; i < length; i++) {
+		uint8_t *start = base + items[i].start * PF_PAGE_BYTES;
+
+		while (madvise(start, items[i].count * PF_PAGE_BYTES, advice)) {
+			if (errno != EINTR && errno != EAGAIN)
+				return errno;
+		}
+	}
+	return 0;
+}
+
+int pf_page_out(uint8_t *base, uint64_t pages, const struct pf_runs *runs)
+{
+	return pf_advise(base, pages, runs, MADV_PAGEOUT);
+}
+
+int pf_punch(int fd, uint64_t file_offset, const struct pf_runs *runs)
+{
+	const struct pf_run *items = pf_runs_items(runs);
+	size_t length = pf_runs_length(runs);
+
+	for (size_t i = 0; i < length; i++) {
+		off_t start = (off_t)(file_offset + items[i].start * PF_PAGE_BYTES);
+
+		while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start,
+				 (off_t)(items[i].count * PF_PAGE_BYTES))) {
+			if (errno != EINTR)
+				return errno;
+		}
+	}
+	return 0;
+}
