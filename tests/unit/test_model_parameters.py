@@ -1,0 +1,90 @@
+"""Parameters of one migration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pageferry.model.errors import RefusedError
+from pageferry.model.parameters import KEYS, RESIDENCY_WAYS, MigrationParameters
+
+VALID = st.fixed_dictionaries(
+    {},
+    optional={
+        "downtime-limit": st.integers(1, 2_000_000),
+        "page-in-window": st.integers(64 * 1024, 2**30),
+        "channels": st.integers(1, 64),
+        "max-rounds": st.integers(1, 10_000),
+        "residency-way": st.sampled_from(RESIDENCY_WAYS),
+        "verify": st.booleans(),
+        "timeout": st.floats(0.001, 1e6) | st.integers(1, 10**6),
+    },
+)
+
+
+def test_defaults() -> None:
+    assert MigrationParameters().to_dict() == {
+        "downtime-limit": 300,
+        "channels": 2,
+        "max-rounds": 30,
+        "verify": False,
+    }
+
+
+@given(VALID)
+@settings(deadline=None)
+def test_dictionary_round_trip(values: dict[str, Any]) -> None:
+    parameters = MigrationParameters.from_dict(values)
+    assert values.items() <= parameters.to_dict().items()
+    assert MigrationParameters.from_dict(parameters.to_dict()) == parameters
+
+
+def test_none_sets_a_parameter_back() -> None:
+    changed = MigrationParameters(downtime_limit_ms=5, window_bytes=2**20)
+    again = changed.updated({"downtime-limit": None, "page-in-window": None, "channels": 4})
+    assert again == MigrationParameters(channels=4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("downtime-limit", 0),
+        ("downtime-limit", 2_000_001),
+        ("downtime-limit", 1.5),
+        ("downtime-limit", True),
+        ("downtime-limit", "300"),
+        ("page-in-window", 0),
+        ("page-in-window", 2**30 + 1),
+        ("channels", 0),
+        ("channels", 65),
+        ("max-rounds", 0),
+        ("residency-way", "guess"),
+        ("residency-way", ["pagemap"]),
+        ("verify", 1),
+        ("timeout", 0),
+        ("timeout", -1.0),
+        ("timeout", float("inf")),
+        ("timeout", float("nan")),
+        ("timeout", True),
+        ("timeout", "1"),
+    ],
+)
+def test_bad_value_is_refused_by_its_key(key: str, value: object) -> None:
+    with pytest.raises(RefusedError) as caught:
+        MigrationParameters.from_dict({key: value})
+    assert key in caught.value.message
+    assert key in caught.value.advice
+
+
+def test_unknown_key_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(RefusedError) as caught:
+        MigrationParameters.from_dict({"downtime_limit": 1})
+    assert "downtime_limit" in caught.value.message
+    assert all(key in caught.value.advice for key in KEYS.values())
+
+
+def test_every_attribute_has_a_key() -> None:
+    assert set(KEYS) == set(MigrationParameters.__slots__)
