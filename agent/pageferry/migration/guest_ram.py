@@ -15,7 +15,7 @@ import trio
 
 from pageferry.kernel import procfs
 from pageferry.kernel.mapping import RamMapping
-from pageferry.kernel.tracking import AddressRange
+from pageferry.kernel.tracking import AddressRange, uffd_armed_ranges
 from pageferry.model.blocks import PAGE_BYTES, RamBlock
 from pageferry.model.errors import RefusedError
 from pageferry.qemu.look import GuestBlock, GuestView
@@ -181,6 +181,23 @@ def _ranges_of(
             advice="this layout of guest RAM cannot be carried; use QEMU's own migration",
         )
     return ranges
+
+
+def refuse_tracked(pid: int, blocks: Sequence[CarriedBlock]) -> None:
+    """Raise RefusedError when a userfaultfd is already on guest RAM: it takes only one."""
+    armed = uffd_armed_ranges(pid)
+    for carried in blocks:
+        for part in carried.ranges:
+            if any(_overlap(part.addresses, other) for other in armed):
+                raise RefusedError(
+                    f"RAM block {carried.block.name} is under another userfaultfd (a post-copy or"
+                    " background-snapshot migration, or another tracker)",
+                    advice="let that end first, then migrate",
+                )
+
+
+def _overlap(one: AddressRange, other: AddressRange) -> bool:
+    return one.start < other.end and other.start < one.end
 
 
 def refuse_other_users(pid: int, blocks: Sequence[CarriedBlock]) -> None:

@@ -13,7 +13,7 @@ after the next drain, of which one comes before the switchover in any case.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import trio
 
@@ -40,13 +40,19 @@ class GuestWrites:
         self.drain_ns: list[int] = []
 
     @classmethod
-    def arm(cls, pid: int, blocks: Sequence[CarriedBlock], drain: Drain) -> GuestWrites:
+    def arm(
+        cls,
+        pid: int,
+        blocks: Sequence[CarriedBlock],
+        drain: Drain,
+        vcpu_threads: Collection[int] = (),
+    ) -> GuestWrites:
         """Begin to track QEMU process *pid*; blocks, so call it in a thread.
 
         Raises RefusedError when the RAM is tracked by someone else, KernelFeatureError.
         """
         ranges = [part.addresses for carried in blocks for part in carried.ranges]
-        return cls(WriteTracker.arm(pid, ranges), blocks, drain)
+        return cls(WriteTracker.arm(pid, ranges, avoid_threads=vcpu_threads), blocks, drain)
 
     @property
     def owes_proof(self) -> bool:
