@@ -1,0 +1,143 @@
+"""The memory cgroup that a process is charged to, of version 1 or 2.
+
+Shmem is charged to the cgroup of whoever allocates it first, so whoever receives a guest's RAM
+joins the cgroup of its QEMU; and what is paged in on the source counts against the guest's own
+limit, so its headroom bounds the page-in window.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pageferry.model.errors import KernelFeatureError
+
+NO_LIMIT_BYTES = 1 << 62
+"""Version 1 has no word for "no limit" but the largest page counter, 2^63 less a page."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCgroup:
+    """A memory cgroup: ``path`` is its directory, ``mount`` that of the topmost one visible."""
+
+    version: int
+    path: Path
+    mount: Path
+
+    def usage_bytes(self) -> int:
+        """What is charged to it and its descendants, page cache included."""
+        return self._usage_of(self.path)
+
+    def limit_bytes(self) -> int | None:
+        """The lowest limit of it and its ancestors; None when there is none.
+
+        Of version 2's two limits (memory.high, memory.max) the lower: reclaim begins at either.
+        """
+        limits = (self._limit_of(folder) for folder in self._lineage())
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def headroom_bytes(self) -> int | None:
+        """What can still be charged before it or an ancestor is full; None: no limit."""
+        headrooms = []
+        for folder in self._lineage():
+            limit = self._limit_of(folder)
+            if limit is not None:
+                headrooms.append(max(0, limit - self._usage_of(folder)))
+        return min(headrooms, default=None)
+
+    def join(self, pid: int) -> None:
+        """Move process *pid* in. What it was charged before stays where it was.
+
+        Raises KernelFeatureError when that is not permitted.
+        """
+        try:
+            (self.path / "cgroup.procs").write_text(f"{pid}\n")
+        except OSError as error:
+            raise KernelFeatureError(
+                f"process {pid} cannot join the memory cgroup {self.path}: {error.strerror}",
+                advice="run pageferryd as root, outside a cgroup namespace; with systemd, keep"
+                " /sys/fs/cgroup writable for it",
+            ) from error
+
+    def stat(self) -> dict[str, int]:
+        """memory.stat: bytes and counts by name; the names differ between the versions."""
+        lines = (self.path / "memory.stat").read_text().splitlines()
+        return {name: int(value) for name, value in (line.split() for line in lines)}
+
+    def _lineage(self) -> list[Path]:
+        """This cgroup and its ancestors, up to the topmost one visible."""
+        folders = [self.path]
+        while folders[-1] != self.mount:
+            folders.append(folders[-1].parent)
+        return folders
+
+    def _usage_of(self, folder: Path) -> int:
+        name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
+        return int((folder / name).read_text())
+
+    def _limit_of(self, folder: Path) -> int | None:
+        names = ["memory.limit_in_bytes"] if self.version == 1 else ["memory.max", "memory.high"]
+        limits = []
+        for name in names:
+            # The root cgroup of version 2 has no such files.
+            with suppress(FileNotFoundError):
+                text = (folder / name).read_text().strip()
+                if text != "max" and int(text) < NO_LIMIT_BYTES:
+                    limits.append(int(text))
+        return min(limits, default=None)
+
+
+def memory_cgroup_of(pid: int, proc: Path = Path("/proc")) -> MemoryCgroup:
+    """The memory cgroup of process *pid*, found through its cgroup file and our mounts.
+
+    Raises KernelFeatureError when the hierarchy is not mounted here, or the process is outside of
+    what is mounted. *proc* is another /proc for tests.
+    """
+    version, name = _membership((proc / str(pid) / "cgroup").read_text())
+    for mount, root in _mounts((proc / "self" / "mountinfo").read_text(), version):
+        relative = os.path.relpath(name, root)
+        if relative == "." or not relative.startswith(".."):
+            return MemoryCgroup(version, mount / relative if relative != "." else mount, mount)
+    raise KernelFeatureError(
+        f"the memory cgroup {name} (version {version}) of process {pid} is not mounted here",
+        advice="mount it under /sys/fs/cgroup, and run pageferryd outside a cgroup namespace",
+    )
+
+
+def _membership(text: str) -> tuple[int, str]:
+    """Version and name of the memory cgroup: version 1 where that controller is bound to it."""
+    unified = None
+    for line in text.splitlines():
+        _, controllers, name = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return 1, name
+        if not controllers:
+            unified = name
+    if unified is None:
+        raise KernelFeatureError(
+            "this kernel has no memory cgroups", advice="boot with cgroup_enable=memory"
+        )
+    return 2, unified
+
+
+def _mounts(text: str, version: int) -> list[tuple[Path, str]]:
+    """Mount points of the hierarchy that holds the memory controller, each with its root in it."""
+    found = []
+    for line in text.splitlines():
+        fields, _, tail = line.partition(" - ")
+        kind, _source, options = tail.split(" ", 2)
+        is_v1 = kind == "cgroup" and "memory" in options.split(",")
+        is_v2 = kind == "cgroup2"
+        if is_v1 if version == 1 else is_v2:
+            root, mount = (_unescape(field) for field in fields.split()[3:5])
+            found.append((Path(mount), root))
+    return found
+
+
+def _unescape(field: str) -> str:
+    """mountinfo writes blanks, tabs, newlines and backslashes in octal."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        field = field.replace(code, character)
+    return field
