@@ -13,13 +13,11 @@ while the final round is acknowledged, and an Abort can meet anything. What coun
 said. Two kinds of rules follow from that:
 
 - A message is *enabled* by what was said before, by either side. Who hears it can check that in
-full:
-  the peer cannot have known what has not been said.
+  full: the peer cannot have known what has not been said.
 - A message is *ruled out* by something said before. Of that, the peer may not have heard yet what
-we
-  said last; the two messages then cross. So what we hear is checked against what the *peer* said
-  itself, and only what we say is checked against all. A message that crossed with an Abort is
-  accepted, and means nothing any more.
+  we said last; the two messages then cross. So what we hear is checked against what the *peer*
+  said itself, and only what we say is checked against all. A message that crossed with an Abort
+  is accepted, and means nothing any more.
 
 The table. S is the source, D the destination; S~ and D~ are "said by S, D". *Enabled by* needs all
 of those named. Every message but the first needs a connection that was opened::
@@ -101,10 +99,10 @@ class Role(Enum):
 _S, _D = Role.SOURCE, Role.DESTINATION
 Type = type[m.Message]
 
-LAST_TYPES: Final = frozenset({m.Refuse, m.Running, m.CommitFailed, m.Aborted})
+LAST_TYPES: Final[frozenset[Type]] = frozenset({m.Refuse, m.Running, m.CommitFailed, m.Aborted})
 """After one of these the exchange is over."""
 
-PUMPED_TYPES: Final = frozenset({m.DeviceData, m.DeviceEnd, m.Ping, m.Pong})
+PUMPED_TYPES: Final[frozenset[Type]] = frozenset({m.DeviceData, m.DeviceEnd, m.Ping, m.Pong})
 """Said by tasks that run on beside the choreography; they may still be after an Abort."""
 
 
