@@ -12,6 +12,7 @@ from pageferry.daemon.guests import Guest
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
 from pageferry.daemon.supervisor import Supervisor
+from pageferry.migration.journal import JournalError
 from pageferry.model.parameters import KEYS
 from pageferry.net.address import Address, parse_address
 
@@ -94,8 +95,8 @@ class Commands:
             Command(
                 "migrate-recover",
                 self._recover,
-                (Argument("migration-id", ArgumentType.STR),),
-                "settle a migration whose outcome is unknown",
+                (_ID_OR_ANY,),
+                "settle a migration whose outcome is unknown, or all that are left over here",
             ),
             Command("query-residency", self._residency, (_GUEST,), "resident, swapped, holes"),
             Command("query-doctor", self._doctor, summary="what this host offers to migrations"),
@@ -172,7 +173,10 @@ class Commands:
         return self._supervisor.defaults.to_dict()
 
     async def _recover(self, arguments: Arguments, _peer: Peer) -> Any:
-        return await self._supervisor.recover(arguments["migration-id"])
+        try:
+            return await self._supervisor.recover(arguments.get("migration-id"))
+        except JournalError as error:
+            raise CommandError(str(error)) from error
 
     async def _residency(self, arguments: Arguments, _peer: Peer) -> Arguments:
         guest = self._supervisor.guests.by_reference(arguments["guest"])

@@ -1,6 +1,7 @@
 """Where the daemon calls what other packages do, in one place that tests can replace.
 
-Imported only when called: a daemon whose kernel part cannot be loaded still answers, and says so.
+Imported only when called: they load the kernel extension and QEMU's client, which the daemon itself
+does not need, and a host where one of them cannot be loaded still gets an answer that says so.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from typing import Any
 
 import trio
 
-from pageferry.wire.messages import Query
 
-
-async def _settle(state_dir: Path, migration_id: str) -> Any:
+async def _settle(state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
     recovery = importlib.import_module("pageferry.migration.recovery")
-    return await recovery.settle(state_dir, migration_id)
+    return [each.as_dict() for each in await recovery.settle(state_dir, migration_id)]
 
 
-async def _answer_query(stream: trio.SocketStream, query: Query, state_dir: Path) -> None:
+def _journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
     recovery = importlib.import_module("pageferry.migration.recovery")
-    await recovery.answer_query(stream, query, state_dir)
+    phase, detail = recovery.journalled_phase(state_dir, migration_id)
+    return str(phase), str(detail)
 
 
 async def _residency(qmp: Path) -> dict[str, Any]:
@@ -43,10 +43,14 @@ async def _probe() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """The calls. ``settle`` brings a migration that its worker left behind to an end and tells the
-    outcome; ``answer_query`` talks to a source that asks what became of a migration."""
+    """The calls.
 
-    settle: Callable[[Path, str], Awaitable[Any]] = _settle
-    answer_query: Callable[[trio.SocketStream, Query, Path], Awaitable[None]] = _answer_query
+    ``settle``: bring what dead workers of one migration left behind to an end; a map for each
+    journal that it has on this host (``role``, ``phase``, ``settled``, ``message``).
+    ``journalled_phase``: the destination's phase of a migration and a word on it.
+    """
+
+    settle: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _settle
+    journalled_phase: Callable[[Path, str], tuple[str, str]] = _journalled_phase
     residency: Callable[[Path], Awaitable[dict[str, Any]]] = _residency
     probe: Callable[[], Awaitable[list[dict[str, Any]]]] = _probe

@@ -21,7 +21,7 @@ from pageferry.model.errors import PageferryError, RefusedError
 from pageferry.net.address import Address
 from pageferry.net.control import ControlStream, read_first_message
 from pageferry.net.data import tune
-from pageferry.wire.messages import Attach, Hello, Message, Query, Refuse
+from pageferry.wire.messages import Attach, Hello, Message, Query, QueryReply, Refuse
 from pageferry.wire.session import Exchange, Role
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 FIRST_MESSAGE_S: Final = 5.0
 """How long a stranger may take for its first message: one small packet."""
 
-REFUSAL_S: Final = 5.0
-"""How long a refused source may take to read why."""
+ANSWER_S: Final = 5.0
+"""How long a source may take to read an answer that the daemon itself gives: one small packet."""
 
 MAX_STRANGERS: Final = 64
 """Connections whose first message is still to come; more are turned away."""
@@ -113,11 +113,15 @@ class Listener:
             await self._supervisor.receive_guest(hello, os.dup(stream.socket.fileno()))
         except RefusedError as error:
             log.warning("%s: refused: %s", hello.migration_id, error)
-            exchange = Exchange(Role.DESTINATION)
-            exchange.receive(hello)
-            with trio.move_on_after(REFUSAL_S):
-                control = ControlStream(stream, exchange)
-                await control.send(Refuse(message=error.message, advice=error.advice))
+            refuse = Refuse(message=error.message, advice=error.advice)
+            await self._say_last(stream, hello, refuse)
+
+    async def _say_last(self, stream: trio.SocketStream, first: Message, answer: Message) -> None:
+        """Answer the *first* message of a connection that ends with the answer."""
+        exchange = Exchange(Role.DESTINATION)
+        exchange.receive(first)
+        with trio.move_on_after(ANSWER_S):
+            await ControlStream(stream, exchange).send(answer)
 
     async def _attach(self, stream: trio.SocketStream, attach: Attach) -> None:
         # trio's sockets are non-blocking, and that belongs to what both descriptors share; the
@@ -134,7 +138,10 @@ class Listener:
         self._queries += 1
         log.info("%s: %s asks what became of it", query.migration_id, peer)
         try:
-            await self._hooks.answer_query(stream, query, self._config.state_directory)
+            phase, detail = await trio.to_thread.run_sync(
+                self._hooks.journalled_phase, self._config.state_directory, query.migration_id
+            )
+            await self._say_last(stream, query, QueryReply(phase=phase, detail=detail))
         finally:
             self._queries -= 1
 

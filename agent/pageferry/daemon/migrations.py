@@ -29,7 +29,10 @@ class Migration:
     worker: WorkerProcess | None = None
     announced: str = ""
     cancel_asked: bool = False
+    worker_ended: trio.Event = field(default_factory=trio.Event)
     finished: trio.Event = field(default_factory=trio.Event)
+    _cancel_answer: bool | None = None
+    _cancel_answered: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.update({"status": "setup", "phase": "look"})
@@ -38,6 +41,16 @@ class Migration:
     def status(self) -> str:
         """MigrationStatus, by QAPI's names."""
         return str(self.info.get("status", "none"))
+
+    def answer_cancel(self, accepted: bool) -> None:
+        """The worker says whether it cancels."""
+        self._cancel_answer = accepted
+        self._cancel_answered.set()
+
+    async def cancel_accepted(self) -> bool | None:
+        """Wait for the worker's answer to a cancel; None when it ended without one."""
+        await self._cancel_answered.wait()
+        return self._cancel_answer
 
     def update(self, info: dict[str, Any]) -> None:
         """Take over what the worker reports. Who it is about is not the worker's to say.
@@ -68,6 +81,8 @@ class Migration:
             status = "completed"
         self.info["status"] = status
         self.worker = None
+        self.worker_ended.set()
+        self._cancel_answered.set()
         self.finished.set()
 
 

@@ -24,14 +24,23 @@ from pageferry.daemon.descriptors import FdOwner
 from pageferry.daemon.guests import Guest, GuestDirectory
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration, MigrationLog
+from pageferry.daemon.settling import (
+    WORKER_VARIABLE,
+    open_migrations,
+    settle_after_death,
+    settle_open,
+)
 from pageferry.daemon.worker_process import WORKER_COMMAND, WorkerProcess
 from pageferry.migration.link import LinkLostError
-from pageferry.model.errors import MigrationFailedError, PageferryError, RefusedError
+from pageferry.model.errors import MigrationFailedError, RefusedError
 from pageferry.model.parameters import MigrationParameters
 from pageferry.net.address import Address
 from pageferry.wire.messages import Attach, Hello
 
 log = logging.getLogger(__name__)
+
+CANCEL_ANSWER_S = 5.0
+"""How long the worker may take to say whether it cancels; its status tells later, too."""
 
 Emit = Callable[[str, dict[str, Any]], None]
 Packet = dict[str, Any]
@@ -154,13 +163,19 @@ class Supervisor:
             ) from error
 
     async def cancel(self, migration: Migration) -> None:
-        """Ask for *migration* to be cancelled. Raises CommandError when it is over already.
+        """Ask for *migration* to be cancelled. Its status tells when it has been.
 
-        The worker refuses once the commit has begun; the migration's status tells what came of it.
+        Raises CommandError when it is over, or has committed and can only go through.
         """
         if migration.finished.is_set():
             raise CommandError(f"migration {migration.migration_id} is over: {migration.status}")
         await self._ask_to_cancel(migration)
+        with trio.move_on_after(CANCEL_ANSWER_S):
+            if await migration.cancel_accepted() is False:
+                raise CommandError(
+                    f"migration {migration.migration_id} has been committed: the guest belongs to"
+                    " the destination, and nothing is left to cancel"
+                )
 
     async def set_parameters(self, migration: Migration, values: dict[str, Any]) -> None:
         """Change parameters of a running migration. Raises RefusedError or CommandError."""
@@ -173,13 +188,25 @@ class Supervisor:
             raise CommandError(f"migration {migration.migration_id} has just ended") from None
         migration.parameters = parameters
 
-    async def recover(self, migration_id: str) -> Any:
-        """Settle what a worker left behind. Raises CommandError while its worker still runs."""
-        for role in ("source", "destination"):
-            migration = self.migrations.by_id(migration_id, role)
-            if migration is not None and not migration.finished.is_set():
-                raise CommandError(f"migration {migration_id} still runs: {migration.status}")
-        return await self._hooks.settle(self._config.state_directory, migration_id)
+    async def recover(self, migration_id: str | None) -> list[dict[str, Any]]:
+        """Settle what dead workers left behind: one migration, or all that are open on this host.
+
+        Raises CommandError while a worker of this daemon still sees to *migration_id*.
+        """
+        state_dir = self._config.state_directory
+        running = {each.migration_id: each.status for each in self.migrations.running()}
+        if migration_id is None:
+            wanted = [each for each in open_migrations(state_dir) if each not in running]
+        elif migration_id in running:
+            raise CommandError(f"migration {migration_id} still runs: {running[migration_id]}")
+        else:
+            wanted = [migration_id]
+        told = await settle_open(self._hooks.settle, state_dir, wanted)
+        if migration_id is not None and not told:
+            raise CommandError(
+                f"this host has no journal of migration {migration_id[:64]}", DEVICE_NOT_FOUND
+            )
+        return told
 
     def is_busy(self, guest: Guest) -> bool:
         """Whether a migration of *guest* runs."""
@@ -231,9 +258,10 @@ class Supervisor:
     async def _watch(self, migration: Migration, job: dict[str, Any], fd: FdOwner) -> None:
         """The life of one worker. Never raises, but when cancelled."""
         self._announce(migration)
+        environment = {WORKER_VARIABLE: migration.migration_id}
         with fd:
             try:
-                worker = await WorkerProcess.spawn(self._worker_command)
+                worker = await WorkerProcess.spawn(self._worker_command, environment)
             except OSError as error:
                 self._end(migration, {}, _spawn_failed(error).report())
                 return
@@ -250,6 +278,7 @@ class Supervisor:
                 worker.abandon()
                 raise
         how = await worker.end()
+        migration.worker_ended.set()
         if last_word is None:
             last_word = await self._settle(migration, how)
         self._end(migration, last_word.get("info") or {}, last_word.get("error"))
@@ -277,6 +306,8 @@ class Supervisor:
         if packet["type"] == "status":
             migration.update(packet["info"])
             self._announce(migration)
+        elif packet["type"] == "cancel-answer":
+            migration.answer_cancel(bool(packet["accepted"]))
         elif packet["type"] == "event" and packet["event"] != "MIGRATION":
             # MIGRATION is told from the status, once for each, and last when the worker has ended.
             self._emit(packet["event"], {**packet["data"], **_identity(migration)})
@@ -287,25 +318,14 @@ class Supervisor:
             self._emit("MIGRATION", {"status": migration.status, **_identity(migration)})
 
     async def _settle(self, migration: Migration, how: str) -> Packet:
-        """After a worker died: bring its migration to an end. Returns the last word it owed."""
-        migration_id = migration.migration_id
-        log.error("%s: the worker died (%s); settling", migration_id, how)
-        report = {
-            "kind": "unknown",
-            "message": f"the worker process died ({how}), and its migration could not be settled",
-            "guest-state": "not known: do not start it anywhere",
-            "advice": f"run `pageferry recover {migration_id}`, and see the daemon's log",
-        }
-        try:
-            outcome = await self._hooks.settle(self._config.state_directory, migration_id)
-        except PageferryError as error:
-            told = {key: value for key, value in error.report().items() if value}
-            told["message"] = f"{report['message']}: {error.message}"
-            return {"info": migration.info, "error": {**report, **told, "kind": "unknown"}}
-        except Exception:
-            log.exception("%s: settling failed", migration_id)
-            return {"info": migration.info, "error": report}
-        return settled_word(migration.info, f"the worker process died ({how})", outcome)
+        """After a worker died. Returns the last word that it owed."""
+        for role in ("source", "destination"):
+            # Settling looks at both journals where both ends are on this host.
+            other = self.migrations.by_id(migration.migration_id, role)
+            if other is not None:
+                await other.worker_ended.wait()
+        state_dir = self._config.state_directory
+        return await settle_after_death(self._hooks, state_dir, migration, how)
 
     def _end(self, migration: Migration, info: dict[str, Any], error: Packet | None) -> None:
         migration.finish(info, error)
@@ -338,17 +358,3 @@ def _spawn_failed(error: OSError) -> MigrationFailedError:
         guest_state="untouched",
         advice="check the daemon's limits on processes and memory",
     )
-
-
-def settled_word(info: dict[str, Any], message: str, outcome: Any) -> Packet:
-    """The last word of a migration whose worker died and that has been settled since.
-
-    *outcome* is a map with ``status`` (completed, failed or cancelled) and a report's keys, or just
-    a text about the guest's state.
-    """
-    told = dict(outcome) if isinstance(outcome, dict) else {"guest-state": str(outcome)}
-    status = told.pop("status", "failed")
-    if status == "completed":
-        return {"info": {**info, "status": status}, "error": None}
-    report = {"kind": "failed", "message": message, "guest-state": "", "advice": "", **told}
-    return {"info": {**info, "status": status}, "error": report}

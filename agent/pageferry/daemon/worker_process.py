@@ -6,9 +6,10 @@ cancels its migration by itself, or brings it to an end where it has committed a
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -30,8 +31,11 @@ class WorkerProcess:
         self.pid = process.pid
 
     @classmethod
-    async def spawn(cls, command: Sequence[str]) -> WorkerProcess:
-        """Start *command* with ``--link-fd N``. Raises OSError. The caller must call `end`."""
+    async def spawn(cls, command: Sequence[str], environment: Mapping[str, str]) -> WorkerProcess:
+        """Start *command* with ``--link-fd N``; *environment* is added to the daemon's own.
+
+        Raises OSError. The caller must call `end` or `abandon`.
+        """
         ours, theirs = socket_pair()
         link = Link(ours)
         try:
@@ -41,6 +45,7 @@ class WorkerProcess:
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
+                    env={**os.environ, **environment},
                 )
         except BaseException:
             link.close()
