@@ -36,7 +36,7 @@ class QemuBinary:
     path: Path
     version: tuple[int, int, int]
     args: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def version_text(self) -> str:

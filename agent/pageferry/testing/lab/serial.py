@@ -1,8 +1,8 @@
 """A guest's serial port over a migration: one stream of lines from two QEMUs.
 
 The lab listens and each QEMU connects at its start, so nothing said is lost. A line that the guest
-began on the source may end on the destination: both feed one buffer, and since only one of them runs
-the guest at a time, what they send joins to what the guest said.
+began on the source may end on the destination: both feed one buffer, and since only one of them
+runs the guest at a time, what they send joins to what the guest said.
 """
 
 from __future__ import annotations
@@ -29,48 +29,44 @@ class SerialPort:
         self._on_line = on_line
         self._lock = threading.Lock()
         self._partial = b""
-        self._connections: list[socket.socket] = []
+        self._connections: dict[int, socket.socket] = {}
         self._listeners: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
 
-    def attach(self, path: Path) -> None:
-        """Listen at `path` for one more QEMU's chardev (``server=off``)."""
+    def attach(self, path: Path) -> int:
+        """Listen at `path` for one more QEMU's chardev (``server=off``); its number for write."""
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen(1)
+        number = len(self._listeners)
         self._listeners.append(listener)
-        thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
+        thread = threading.Thread(target=self._serve, args=(number, listener), daemon=True)
         thread.start()
         self._threads.append(thread)
+        return number
 
-    def write(self, data: bytes) -> None:
-        """Send to the guest, wherever it runs: a QEMU whose guest is not running keeps quiet, so
-        the caller says which by :meth:`write_to`; this one takes the only or the newest.
-        """
-        self.write_to(-1, data)
-
-    def write_to(self, index: int, data: bytes) -> None:
-        """Send to the guest through the QEMU that connected `index`-th."""
+    def write(self, number: int, data: bytes) -> None:
+        """Send to the guest through this QEMU. LabError when it is not connected."""
         with self._lock:
-            if not self._connections:
-                raise LabError("no QEMU has connected its serial port yet")
-            connection = self._connections[index]
+            connection = self._connections.get(number)
+        if connection is None:
+            raise LabError("this QEMU has not connected its serial port")
         connection.sendall(data)
 
     def close(self) -> None:
         """End all connections and their readers."""
-        for one in (*self._listeners, *self._connections):
+        for one in (*self._listeners, *self._connections.values()):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _serve(self, listener: socket.socket) -> None:
+    def _serve(self, number: int, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection, _ = listener.accept()
             with self._lock:
-                self._connections.append(connection)
+                self._connections[number] = connection
             while data := connection.recv(READ_BYTES):
                 self._take(data)
 
