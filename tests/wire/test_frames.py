@@ -47,7 +47,7 @@ def test_byte_by_byte(message: m.Message) -> None:
     for byte in frame[:-1]:
         decoder.feed(bytes([byte]))
         assert decoder.next_frame() is None
-    assert decoder.is_amid_frame or len(frame) == 1
+    assert decoder.is_amid_frame
     decoder.feed(frame[-1:])
     assert decode_all(decoder) == [message]
 
@@ -63,6 +63,13 @@ def test_mutated_stream_gives_messages_or_the_peers_fault(
     decoder.feed(stream)
     with contextlib.suppress(RemoteProtocolError):
         decode_all(decoder)
+
+
+def test_stream_that_ends_between_head_and_payload_ends_amid_a_frame() -> None:
+    decoder = FrameDecoder()
+    decoder.feed(m.encode(m.DeviceData(b"x"))[:-1])
+    assert decoder.next_frame() is None
+    assert decoder.is_amid_frame
 
 
 def test_broken_stream_stays_broken() -> None:

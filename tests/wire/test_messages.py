@@ -188,7 +188,7 @@ PAGES = m.Pages(block=0, round=1, runs=[0, 1], cold=False)
 )
 def test_peer_sends_bad_runs(runs: object) -> None:
     with pytest.raises(RemoteProtocolError):
-        decode_map({**meta_map(PAGES), "runs": runs}, 4096)
+        decode_map({"t": "zeros", "block": 0, "round": 1, "runs": runs})
 
 
 @pytest.mark.parametrize("payload_bytes", [0, 4095, 4097, 8192, 2**32 - 1])

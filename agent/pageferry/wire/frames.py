@@ -92,7 +92,7 @@ class FrameDecoder:
     @property
     def is_amid_frame(self) -> bool:
         """Whether the stream, should it end now, ends in the middle of a frame."""
-        return bool(self._buffer)
+        return bool(self._buffer) or self._message is not None
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take *data*, which came next in the stream."""
