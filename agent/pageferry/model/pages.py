@@ -25,9 +25,7 @@ def runs_of(pages: Iterable[int]) -> list[Run]:
 
 
 def to_flat(runs: Iterable[Run]) -> list[int]:
-    """Runs as they go over the wire: ``[gap0, count0, gap1, count1, ...]``, gaps from the last
-    end.
-    """
+    """Runs as on the wire: ``[gap0, count0, ...]``, a gap from the end of the run before."""
     flat: list[int] = []
     end = 0
     for start, count in runs:

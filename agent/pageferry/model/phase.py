@@ -123,8 +123,7 @@ def owner_may_resume(source_phase: SourcePhase, destination_phase: DestinationPh
       needs no answer. (It must see to it that no Commit is sent afterwards: it writes ``cancelled``
       or ``failed`` before it resumes.)
     - In ``commit`` only ``aborted`` will do. ``loaded`` and everything before it will not: Commit
-    may
-      still be under way to a destination that has just answered. Nor will silence: it may run
+      may still be under way to a destination that has just answered. Nor will silence: it may run
       there. Nor will a destination that knows nothing: its journal may have been lost.
     - In ``completed`` never.
     - A destination that says ``committed`` or ``running`` contradicts a source that never said

@@ -49,8 +49,7 @@ def connect_data(host: str, port: int, timeout_s: float) -> socket.socket:
 
 
 def tune(sock: socket.socket) -> None:
-    """Set what every TCP connection between agents needs, also accepted ones; others are left
-    alone.
+    """Set what every TCP connection between agents needs. Sockets that are not TCP stay as is.
 
     Frames begin with a short head that must not wait for more (TCP_NODELAY), and a peer whose host
     vanishes must be noticed. Buffer sizes are left to the kernel: it tunes them by itself up to 4

@@ -15,9 +15,7 @@ HANDOVER_MS = 25
 """Downtime that is there without a page to send: 6.5 to 26 ms were measured from STOP to RESUME."""
 
 SAMPLE_PAGES = 1024
-"""A round of fewer pages (4 MiB) measures latency, not the rate, so it is not taken for the
-rate.
-"""
+"""A round of fewer pages (4 MiB) measures latency rather than the rate."""
 
 NS_PER_S = 1_000_000_000
 

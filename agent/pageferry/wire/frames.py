@@ -55,9 +55,7 @@ def parse_preamble(preamble: bytes, limit_bytes: int = MAX_META_BYTES) -> int:
 
 
 def parse_payload_head(head: bytes, limit_bytes: int = MAX_PAGES_PAYLOAD_BYTES) -> int:
-    """The payload's length in bytes. Raises RemoteProtocolError for anything but a payload's
-    head.
-    """
+    """The payload's length in bytes. Raises RemoteProtocolError for what is no payload's head."""
     kind, payload_bytes = struct.unpack(">BI", head)
     if kind != 0xC6:
         raise RemoteProtocolError(f"the peer sent {head!r} where a payload begins")

@@ -23,9 +23,7 @@ MAX_ARRAY_ITEMS: Final = 65_536
 """Most items of one array: 32768 page runs."""
 
 RUNS_PER_FRAME: Final = 8192
-"""A frame of so many page runs always fits: 144 KiB, whatever their values. Senders take no
-more.
-"""
+"""So many page runs always fit a frame: 144 KiB, whatever their values. Senders take no more."""
 
 MAX_PAGES_PAYLOAD_BYTES: Final = 8 * 1024 * 1024
 """Longest payload of Pages: 2048 pages, the widest page-in window that is chosen by itself."""

@@ -54,9 +54,7 @@ class HelloReply(Message):
 
 @dataclass(frozen=True)
 class Describe(Message):
-    """S: the guest. ``blocks`` are (name, length in bytes); frames number them from 0 in this
-    order.
-    """
+    """S: the guest. ``blocks`` are (name, length in bytes); frames number them in this order."""
 
     machine: fields.NameText
     qemu_version: fields.NameText
@@ -237,9 +235,7 @@ class Attach(Message):
 
 @dataclass(frozen=True)
 class Pages(Message):
-    """S, data: the pages of these runs, in their order, as payload. ``cold``: page them out
-    again.
-    """
+    """S, data: the pages of these runs, in order, as payload. ``cold``: page them out again."""
 
     block: fields.BlockIndex
     round: fields.RoundNumber
