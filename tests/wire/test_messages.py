@@ -217,6 +217,18 @@ def test_peer_sends_payload_with_message_that_has_none(
         decode_map(meta_map(message), max(limit, message.payload_bytes) + 1)
 
 
+@pytest.mark.parametrize("number", [True, 1.0, "1", None, -1, 2**32, [1]])
+def test_peer_sends_bad_round_number(number: object) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_map({**meta_map(PAGES), "round": number}, 4096)
+
+
+@pytest.mark.parametrize("flag", [0, 1, None, "true"])
+def test_peer_sends_number_for_a_flag(flag: object) -> None:
+    with pytest.raises(RemoteProtocolError):
+        decode_map({**meta_map(PAGES), "cold": flag}, 4096)
+
+
 DESCRIBE = m.Describe("pc-i440fx-7.2", "7.2.22", (("ram", 4096),), True, 2, False)
 
 

@@ -215,9 +215,9 @@ class Query(Message):
 
 @dataclass(frozen=True)
 class QueryReply(Message):
-    """D: the phase in its journal, see model/phase.py."""
+    """D: the phase in its journal, see model/phase.py; empty where it has none."""
 
-    phase: fields.NameText
+    phase: fields.ProseText
     detail: fields.ProseText
 
 
