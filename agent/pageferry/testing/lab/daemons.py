@@ -1,0 +1,182 @@
+"""Two pageferryd on one host, as if on two: each with its own configuration, sockets and state."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pageferry.testing.lab.cleanup import LabError, undone_by
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 20.0
+"""A daemon that is told to end cancels its migrations first."""
+
+MIGRATE_TIMEOUT_S = 300.0
+
+
+@dataclass(slots=True)
+class LabDaemon:
+    """One running pageferryd."""
+
+    name: str
+    folder: Path
+    port: int
+    process: subprocess.Popen[bytes] = field(repr=False)
+
+    @property
+    def control_socket(self) -> Path:
+        """Its control socket."""
+        return self.folder / "control.sock"
+
+    @property
+    def state_directory(self) -> Path:
+        """Where its journal is."""
+        return self.folder / "state"
+
+    @property
+    def address(self) -> str:
+        """What another agent connects to."""
+        return f"127.0.0.1:{self.port}"
+
+    def log(self) -> str:
+        """What it and its workers logged."""
+        return (self.folder / "daemon.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End it in order; by force when that takes too long. Does nothing when it has ended."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def cli(self, *arguments: str) -> list[str]:
+        """The command line of a pageferry verb spoken to this daemon."""
+        verb, *rest = arguments
+        socket_option = ("--socket", str(self.control_socket))
+        return [sys.executable, "-m", "pageferry.cli.main", verb, *socket_option, *rest]
+
+    def run_cli(
+        self, *arguments: str, timeout_s: float = MIGRATE_TIMEOUT_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end, whatever its exit status."""
+        return subprocess.run(
+            self.cli(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def migrate(self, guest: str, destination: LabDaemon, *options: str) -> MigrateResult:
+        """``pageferry migrate --json`` from this daemon to the other."""
+        done = self.run_cli("migrate", guest, destination.address, "--json", *options)
+        lines = []
+        for line in done.stdout.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        return MigrateResult(done.returncode, lines, done.stderr)
+
+
+@dataclass(frozen=True, slots=True)
+class MigrateResult:
+    """How ``pageferry migrate --json`` ended: its exit status, its lines, and what else it said."""
+
+    status: int
+    lines: list[dict[str, Any]]
+    errors: str
+
+
+@contextlib.contextmanager
+def run_daemon(
+    name: str,
+    folder: Path,
+    guests: Mapping[str, Path],
+    *,
+    defaults: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[LabDaemon]:
+    """A pageferryd that knows `guests` (name: QMP socket), listening on a free loopback port.
+
+    Its files are in `folder`, made here. LabError with its log when it does not start.
+    """
+    folder.mkdir()
+    port = _free_port()
+    configuration = folder / "pageferryd.toml"
+    configuration.write_text(_configuration(folder, port, guests, defaults or {}))
+    with (folder / "daemon.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pageferry.daemon.main", "--config", str(configuration)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+        )
+    daemon = LabDaemon(name, folder, port, process)
+    with undone_by(daemon.stop):
+        _wait_for_control_socket(daemon)
+        yield daemon
+
+
+@contextlib.contextmanager
+def run_daemon_pair(
+    folder: Path,
+    source_guests: Mapping[str, Path],
+    destination_guests: Mapping[str, Path],
+    *,
+    defaults: Mapping[str, object] | None = None,
+) -> Iterator[tuple[LabDaemon, LabDaemon]]:
+    """The source's daemon and the destination's."""
+    with (
+        run_daemon("source", folder / "a", source_guests, defaults=defaults) as source,
+        run_daemon("destination", folder / "b", destination_guests, defaults=defaults) as other,
+    ):
+        yield source, other
+
+
+def _configuration(
+    folder: Path, port: int, guests: Mapping[str, Path], defaults: Mapping[str, object]
+) -> str:
+    # JSON's strings, numbers and truth values are TOML's too.
+    lines = [
+        "[daemon]",
+        f"control-socket = {json.dumps(str(folder / 'control.sock'))}",
+        f"state-directory = {json.dumps(str(folder / 'state'))}",
+        f'listen = "127.0.0.1:{port}"',
+        "[defaults]",
+        *(f"{key} = {json.dumps(value)}" for key, value in defaults.items()),
+    ]
+    for name, qmp in guests.items():
+        lines += [f"[guests.{json.dumps(name)}]", f"qmp = {json.dumps(str(qmp))}"]
+    return "\n".join(lines) + "\n"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for_control_socket(daemon: LabDaemon) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        if daemon.process.poll() is not None or time.monotonic() > deadline:
+            raise LabError(f"pageferryd ({daemon.name}) did not start: {daemon.log().strip()}")
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(daemon.control_socket))
+            return
+        time.sleep(0.02)
