@@ -215,9 +215,9 @@ class Query(Message):
 
 @dataclass(frozen=True)
 class QueryReply(Message):
-    """D: the phase in its journal, see model/phase.py; empty where it has none."""
+    """D: the phase in its journal, see model/phase.py, or ``no-journal``."""
 
-    phase: fields.ProseText
+    phase: fields.NameText
     detail: fields.ProseText
 
 
