@@ -1,1 +1,1 @@
-"""The ``pageferry`` command."""
+"""The command line: one file per verb, and what they share."""

@@ -1,0 +1,44 @@
+"""`pageferry guests`: the guests of this host."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from pageferry.cli.exit_codes import ExitCode
+from pageferry.cli.output import print_json
+from pageferry.control.client import open_client
+
+SUMMARY = "show the guests of this host"
+
+DESCRIPTION = """\
+Shows the guests that the daemon knows by name: those of its configuration, and those whose QMP
+sockets it finds where guest-sockets says."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this verb."""
+    parser.add_argument("--json", action="store_true", help="an array of objects")
+
+
+async def run(arguments: argparse.Namespace) -> ExitCode:
+    """Do it. Raises DaemonUnreachableError."""
+    async with open_client(arguments.socket) as client:
+        guests = await client.query_guests()
+    if arguments.json:
+        print_json([dict(guest.raw) for guest in guests])
+        return ExitCode.COMPLETED
+    if not guests:
+        print("no guests; add them to [guests] in the daemon's configuration, or set guest-sockets")
+        return ExitCode.COMPLETED
+    table = Table(box=None, pad_edge=False)
+    for heading in ("GUEST", "SOCKET", "QMP", "LAST MIGRATION"):
+        table.add_column(heading, no_wrap=True)
+    for guest in guests:
+        table.add_row(guest.name, "there" if guest.present else "missing", guest.qmp, guest.status)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
+    return ExitCode.COMPLETED

@@ -1,0 +1,96 @@
+"""pageferry: the verbs and what they have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+import trio
+
+from pageferry import __version__
+from pageferry.cli import cancel_cmd, doctor_cmd, guests_cmd, migrate_cmd, recover_cmd, status_cmd
+from pageferry.cli.exit_codes import EPILOG, ExitCode, of_report
+from pageferry.cli.output import print_error, print_json, report_of
+from pageferry.control.client import DEFAULT_SOCKET
+from pageferry.control.errors import CommandError
+from pageferry.model.errors import PageferryError
+
+VERBS: Final[dict[str, ModuleType]] = {
+    "migrate": migrate_cmd,
+    "cancel": cancel_cmd,
+    "status": status_cmd,
+    "guests": guests_cmd,
+    "recover": recover_cmd,
+    "doctor": doctor_cmd,
+}
+
+SOCKET_VARIABLE: Final = "PAGEFERRY_SOCKET"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(trio.run(VERBS[arguments.verb].run, arguments))
+    except (CommandError, PageferryError) as error:
+        return int(_failed(arguments, error))
+    except KeyboardInterrupt:
+        return int(ExitCode.FAILED)
+    except BrokenPipeError:
+        # Whoever read our lines has gone; Python would complain once more when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.FAILED)
+
+
+def _failed(arguments: argparse.Namespace, error: CommandError | PageferryError) -> ExitCode:
+    report = report_of(error)
+    code = of_report(report)
+    if arguments.verb == "migrate" and (arguments.json or not sys.stdout.isatty()):
+        print_json(
+            {
+                "event": "finished",
+                "status": "failed",
+                "exit-status": code.value,
+                "info": None,
+                "error": report,
+            }
+        )
+    print_error(report)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pageferry",
+        description="Carries running QEMU guests to other hosts; swapped pages stay swapped.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pageferry {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, module in VERBS.items():
+        verb = verbs.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.DESCRIPTION,
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(verb)
+        verb.add_argument(
+            "--socket",
+            type=Path,
+            metavar="PATH",
+            default=Path(os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)),
+            help=f"the daemon's control socket (default: ${SOCKET_VARIABLE} or {DEFAULT_SOCKET})",
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""`pageferry status`: migrations, running and finished."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from pageferry.cli.display import PhaseProgress, render
+from pageferry.cli.exit_codes import ExitCode
+from pageferry.cli.output import duration, print_error, print_json, size
+from pageferry.cli.watching import find_migration
+from pageferry.control.client import open_client
+from pageferry.control.info import MigrationInfo
+
+SUMMARY = "show migrations"
+
+DESCRIPTION = """\
+Shows all migrations that the daemon remembers, or the last one of GUEST, or the one with that ID.
+The exit status tells whether the daemon answered, not how a migration went."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this verb."""
+    parser.add_argument("reference", metavar="GUEST|ID", nargs="?")
+    parser.add_argument("--json", action="store_true", help="an object, or an array of all")
+
+
+async def run(arguments: argparse.Namespace) -> ExitCode:
+    """Do it. Raises DaemonUnreachableError."""
+    async with open_client(arguments.socket) as client:
+        if arguments.reference is None:
+            _print_all(await client.query_migrations(), as_json=arguments.json)
+            return ExitCode.COMPLETED
+        info = await find_migration(client, arguments.reference)
+    if info is None:
+        print(f"pageferry: no migration of {arguments.reference} is known", file=sys.stderr)
+        return ExitCode.FAILED
+    _print_one(info, as_json=arguments.json)
+    return ExitCode.COMPLETED
+
+
+def _print_all(migrations: Sequence[MigrationInfo], *, as_json: bool) -> None:
+    if as_json:
+        print_json([dict(info.raw) for info in migrations])
+        return
+    if not migrations:
+        print("no migrations")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("MIGRATION", "GUEST", "ROLE", "STATUS", "PHASE", "SENT", "TIME", "DOWNTIME"):
+        table.add_column(heading, no_wrap=True)
+    for info in migrations:
+        downtime = "" if info.downtime_ms is None else duration(info.downtime_ms)
+        table.add_row(
+            info.migration_id[:12],
+            info.guest,
+            info.role,
+            info.status,
+            info.phase,
+            size(info.transferred_bytes),
+            duration(info.total_time_ms),
+            downtime,
+        )
+    _console().print(table)
+
+
+def _print_one(info: MigrationInfo, *, as_json: bool) -> None:
+    if as_json:
+        print_json(dict(info.raw))
+        return
+    progress = PhaseProgress()
+    progress.update(info)
+    console = _console()
+    console.print(f"migration {info.migration_id}, {info.role}", highlight=False)
+    console.print(render(info, progress))
+    if info.error:
+        print_error(info.error)
+
+
+def _console() -> Console:
+    """Without a terminal rich would cut tables to 80 columns."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
