@@ -55,7 +55,6 @@ class ControlStream:
         self._receiving = trio.Lock()
         self._ping_sequence = 0
         self._heard_at_s = -math.inf
-        self._lost: str | None = None
 
     async def send(self, message: Message) -> None:
         """Say *message*. Device state and heartbeats are dropped when the exchange is over.
@@ -124,13 +123,10 @@ class ControlStream:
         async with self._flush_lock:
             await trio.lowlevel.checkpoint()
             while self._queue:
-                if self._lost is not None:
-                    raise _lost(self._lost)
                 try:
                     sent_bytes = await self._stream.socket.send(bytes(self._queue[:RECEIVE_BYTES]))
                 except (OSError, trio.ClosedResourceError) as error:
-                    self._lost = str(error)
-                    raise _lost(self._lost) from error
+                    raise _lost(str(error)) from error
                 del self._queue[:sent_bytes]
 
     async def _answer(self, ping: Ping) -> None:
