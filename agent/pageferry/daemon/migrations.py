@@ -53,12 +53,13 @@ class Migration:
         return self._cancel_answer
 
     def update(self, info: dict[str, Any]) -> None:
-        """Take over what the worker reports. Who it is about is not the worker's to say.
+        """Take over what is reported; what is not stays. Who it is about only we say.
 
         A final status is kept back until `finish`: the worker may still be closing things, and
         until it has ended the guest is not free for another migration.
         """
         told = {
+            **self.info,
             **info,
             "migration-id": self.migration_id,
             "guest": self.guest.label,
@@ -71,7 +72,7 @@ class Migration:
     def finish(self, info: dict[str, Any], error: dict[str, Any] | None) -> None:
         """The end. *error* is a report as of PageferryError, or None when it went well."""
         status = info.get("status")
-        self.update(info or self.info)
+        self.update(info)
         if error is not None:
             self.info["error"] = error
             self.info["error-desc"] = error.get("message", "")

@@ -43,21 +43,22 @@ async def settle_after_death(
     advice = f"run `pageferry recover {migration_id}`, and see the daemon's log"
     try:
         outcomes = await hooks.settle(state_dir, migration_id)
+        outcome = next((each for each in outcomes if each["role"] == migration.role), None)
+        if outcome is None:
+            return _word(migration, "failed", died, "untouched: nothing had begun", "try again")
+        phase, settled, message = outcome["phase"], outcome["settled"], outcome["message"]
     except (PageferryError, JournalError) as error:
         return _word(migration, "unknown", f"{died}: {error}", _UNKNOWN_STATE, advice)
     except Exception:
         log.exception("%s: settling failed", migration_id)
         return _word(migration, "unknown", died, _UNKNOWN_STATE, advice)
-    outcome = next((each for each in outcomes if each["role"] == migration.role), None)
-    if outcome is None:
-        return _word(migration, "failed", died, "untouched: nothing had begun", "try again")
-    log.warning("%s: settled: %s", migration_id, outcome["message"])
-    if not outcome["settled"]:
-        return _word(migration, "unknown", died, outcome["message"], advice)
-    status = _STATUS_OF_PHASE.get(outcome["phase"], "failed")
+    log.warning("%s: settled: %s", migration_id, message)
+    if not settled:
+        return _word(migration, "unknown", died, message, advice)
+    status = _STATUS_OF_PHASE.get(phase, "failed")
     if status == "completed":
         return {"info": {**migration.info, "status": status}, "error": None}
-    return _word(migration, status, died, outcome["message"], "see the daemon's log, and try again")
+    return _word(migration, status, died, message, "see the daemon's log, and try again")
 
 
 def _word(migration: Migration, kind: str, message: str, state: str, advice: str) -> LastWord:

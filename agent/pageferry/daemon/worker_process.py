@@ -75,10 +75,11 @@ class WorkerProcess:
         """
         self._link.close()
         with trio.move_on_after(EXIT_GRACE_S):
-            await self._process.wait()
-        if self._process.poll() is None:
-            self._process.kill()
-            await self._process.wait()
-        code = self._process.returncode
-        assert code is not None
+            return await self.wait()
+        self._process.kill()
+        return await self.wait()
+
+    async def wait(self) -> str:
+        """Wait for the process to end and reap it; tells how it ended."""
+        code = await self._process.wait()
         return f"killed by signal {-code}" if code < 0 else f"exit status {code}"

@@ -1,0 +1,141 @@
+"""A pageferryd in the test's own process, with fake workers and fake hooks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from pageferry.daemon.config import Config
+from pageferry.daemon.hooks import Hooks
+from pageferry.daemon.main import run_daemon
+from pageferry.daemon.supervisor import Supervisor
+from pageferry.net.address import Address
+
+WORKER = str(Path(__file__).with_name("fake_worker.py"))
+
+
+@dataclass(slots=True)
+class FakeHooks:
+    """What the hooks were asked, and what they answer."""
+
+    settled: list[str] = field(default_factory=list)
+    answer: list[dict[str, Any]] = field(default_factory=list)
+
+    async def settle(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
+        self.settled.append(migration_id)
+        return [{"migration-id": migration_id, **each} for each in self.answer]
+
+    def journalled_phase(self, _state_dir: Path, migration_id: str) -> tuple[str, str]:
+        return "aborted", f"asked for {migration_id}"
+
+    async def residency(self, qmp: Path) -> dict[str, Any]:
+        return {"qmp": str(qmp)}
+
+    async def probe(self) -> list[dict[str, Any]]:
+        return [
+            {"name": "userfaultfd", "degree": "supported", "reason": ""},
+            {"name": "pagemap", "degree": "absent", "reason": "kernel not patched"},
+            {"name": "cachestat", "degree": "supported", "reason": ""},
+        ]
+
+    def hooks(self) -> Hooks:
+        return Hooks(self.settle, self.journalled_phase, self.residency, self.probe)
+
+
+@dataclass(slots=True)
+class DaemonBench:
+    """A running daemon."""
+
+    config: Config
+    supervisor: Supervisor
+    hooks: FakeHooks
+    record: Path
+    sockets: list[socket.socket] = field(default_factory=list)
+
+    def guest(self, name: str) -> Path:
+        """Make a QMP socket for a guest of that name."""
+        path = self.config.control_socket.parent / f"{name}.qmp"
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(os.fspath(path))
+        self.sockets.append(sock)
+        return path
+
+    def packets(self) -> list[dict[str, Any]]:
+        """All packets that workers were sent."""
+        if not self.record.exists():
+            return []
+        return [json.loads(line) for line in self.record.read_text().splitlines()]
+
+    async def packet(self, kind: str) -> dict[str, Any]:
+        """Wait for a packet of that type to have reached a worker."""
+
+        async def is_there() -> bool:
+            return any(packet["type"] == kind for packet in self.packets())
+
+        await eventually(is_there)
+        return next(packet for packet in self.packets() if packet["type"] == kind)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until *condition* holds, in another process or behind a socket where no event tells."""
+    with trio.fail_after(20):
+        while not await condition():  # noqa: ASYNC110 - there is nothing to wait for
+            await trio.sleep(0.02)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listened on a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def config_in(directory: Path, **changes: Any) -> Config:
+    """A configuration whose paths all lie in *directory*."""
+    return replace(
+        Config(
+            control_socket=directory / "control.sock",
+            listen=Address("127.0.0.1", free_port()),
+            state_directory=directory / "state",
+            guest_sockets=str(directory / "{name}.qmp"),
+        ),
+        **changes,
+    )
+
+
+@asynccontextmanager
+async def running_daemon(directory: Path, **changes: Any) -> AsyncIterator[DaemonBench]:
+    """A daemon until the end of the block, where it is stopped by SIGTERM as systemd does."""
+    config = config_in(directory, **changes)
+    config.state_directory.mkdir(exist_ok=True)
+    fake, record = FakeHooks(), directory / "packets"
+    command = (sys.executable, WORKER, "--record", str(record))
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def run(task_status: trio.TaskStatus[Supervisor]) -> None:
+            await run_daemon(
+                config, hooks=fake.hooks(), worker_command=command, task_status=task_status
+            )
+
+        supervisor = await nursery.start(run)
+        bench = DaemonBench(config, supervisor, fake, record)
+        try:
+            yield bench
+        except Exception as error:  # noqa: BLE001 - carried out of the nursery, unwrapped
+            failure = error
+        os.kill(os.getpid(), signal.SIGTERM)
+        for sock in bench.sockets:
+            sock.close()
+    if failure is not None:
+        raise failure
