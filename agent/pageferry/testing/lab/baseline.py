@@ -23,6 +23,11 @@ from pageferry.testing.lab.swap import some_swap
 
 MIB = 1024 * 1024
 
+OVERCOMMITTED_COLD_SHARE = 0.85
+"""The cgroup stays at its limit, as on an overcommitted host: squeezing out more would leave room
+that spares QEMU the thrashing.
+"""
+
 TIMEOUT_S = 120.0
 POLL_S = 0.1
 
@@ -58,7 +63,7 @@ def settled_pair(plan: GuestPlan) -> Iterator[FreestandingGuest]:
     with freestanding_guest(plan) as guest:
         guest.wait_ready()
         if plan.limit_mib is not None:
-            guest.settle()
+            guest.settle(OVERCOMMITTED_COLD_SHARE)
         guest.start_destination()
         yield guest
 

@@ -1,0 +1,44 @@
+# make demo            carry a guest whose cold memory lies in swap, and show what became of it
+# make demo JSON=FILE  the same, and write the result as JSON
+# make test            everything that runs on this machine; skips say why
+# make lint            formatting, lint rules and types
+# make native          rebuild the C extension in place
+# make clean           remove what was built and fetched
+#
+# On a Debian that lacks something, root installs it with apt; a prepared machine needs no apt run.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/ready
+NATIVE_SOURCES := $(wildcard native/*.c native/*.h native/*.py)
+JSON :=
+TESTS := tests
+
+.PHONY: demo test lint native clean prepared
+
+demo: $(READY)
+	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)")
+
+test: $(READY)
+	$(PYTHON) -m pytest $(TESTS)
+
+lint: $(READY)
+	$(PYTHON) -m ruff format --check agent tests native
+	$(PYTHON) -m ruff check agent tests native
+	$(PYTHON) -m mypy
+
+native: prepared
+	$(PYTHON) -m pip install --quiet --editable '.[test]'
+
+# Installed anew when the sources of the extension or the dependencies change.
+$(READY): pyproject.toml setup.py $(NATIVE_SOURCES) | prepared
+	$(PYTHON) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+prepared:
+	@./.ci/prepare $(VENV)
+
+clean:
+	rm -rf $(VENV) .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf agent/pageferry.egg-info agent/pageferry/kernel/_native.*.so
+	find agent tests native -name __pycache__ -type d -prune -exec rm -rf {} +
