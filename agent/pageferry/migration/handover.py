@@ -23,7 +23,7 @@ from pageferry.migration.verify import ALGORITHM, StoppedError, ram_digests
 from pageferry.model.errors import MigrationFailedError, QemuError
 from pageferry.model.phase import SourcePhase
 from pageferry.qemu.monitor import Monitor
-from pageferry.qemu.switchover import SourceHandover
+from pageferry.qemu.switchover import SourceHandover, guest_status
 from pageferry.wire.messages import DeviceLoaded, DeviceReady, Digest, PrepareDevice, Verify
 
 STOP_DEADLINE_S = 30.0
@@ -121,11 +121,10 @@ class Handover:
         self._progress.status = "pre-switchover"
 
     async def _running(self) -> bool:
-        answer = await self._monitor.execute("query-status")
-        status = answer.get("status") if isinstance(answer, dict) else None
+        status = await guest_status(self._monitor)
         if status not in ("running", "paused"):
             raise MigrationFailedError(
-                f"the guest is in state {status!r} now, which cannot be handed over",
+                f"the guest is in state {status} now, which cannot be handed over",
                 advice="bring the guest to running or paused and migrate again",
             )
         return status == "running"

@@ -26,8 +26,8 @@ from pageferry.migration.journal import (
 from pageferry.migration.negotiation import query_destination
 from pageferry.model.errors import OutcomeUnknownError, PageferryError, QemuError
 from pageferry.model.phase import DestinationPhase, SourcePhase, is_over
-from pageferry.qemu.monitor import Monitor, open_monitor
-from pageferry.qemu.switchover import DestinationHandover, SourceHandover
+from pageferry.qemu.monitor import open_monitor
+from pageferry.qemu.switchover import DestinationHandover, SourceHandover, guest_status
 
 NO_JOURNAL = "no-journal"
 """The phase that is reported for a migration of which there is no journal."""
@@ -156,15 +156,10 @@ async def _settle_destination(state: JournalState, journal: Journal) -> Settleme
 async def _finish_commit(state: JournalState, journal: Journal) -> Settlement:
     """We were told to run it, and the source waits for our word."""
     async with open_monitor(state.notes["qmp"]) as monitor:
-        if state.notes.get("guest-running", True) and await _status(monitor) != "running":
+        if state.notes.get("guest-running", True) and await guest_status(monitor) != "running":
             await DestinationHandover(monitor).run()
     await journal.record(DestinationPhase.RUNNING)
     return _settlement(state, journal.phase, "the guest is here")
-
-
-async def _status(monitor: Monitor) -> str:
-    answer = await monitor.execute("query-status")
-    return str(answer.get("status")) if isinstance(answer, dict) else ""
 
 
 async def _ask(notes: Mapping[str, Any], migration_id: str) -> str:

@@ -21,7 +21,13 @@ from pageferry.migration.cancellation import Cancellation
 from pageferry.migration.carry import Carry
 from pageferry.migration.channel import Channel
 from pageferry.migration.commit import commit
-from pageferry.migration.guest_ram import CarriedBlock, guest_ram, refuse, refuse_other_users
+from pageferry.migration.guest_ram import (
+    CarriedBlock,
+    guest_ram,
+    refuse,
+    refuse_other_users,
+    refuse_tracked,
+)
 from pageferry.migration.handover import Handover
 from pageferry.migration.job import SourceJob
 from pageferry.migration.journal import Journal, JournalError
@@ -98,6 +104,7 @@ class SourceMigration:
             refuse(view, "source")
             reader = await trio.to_thread.run_sync(choose_reader, self.job.parameters.residency_way)
             async with guest_ram(monitor.peer_pid, view, writable=False) as blocks:
+                await trio.to_thread.run_sync(refuse_tracked, monitor.peer_pid, blocks)
                 await trio.to_thread.run_sync(refuse_other_users, monitor.peer_pid, blocks)
                 self.progress.total_bytes = sum(carried.block.length_bytes for carried in blocks)
                 self.progress.way = reader.name
@@ -209,7 +216,11 @@ class Departure:
         self.progress.phase = "arm"
         await self.journal.record(SourcePhase.ARM)
         writes = await trio.to_thread.run_sync(
-            GuestWrites.arm, self.monitor.peer_pid, self.blocks, self._drain
+            GuestWrites.arm,
+            self.monitor.peer_pid,
+            self.blocks,
+            self._drain,
+            self.view.vcpu_threads,
         )
         stack.callback(writes.close)
         self.progress.drain_ns = writes.drain_ns

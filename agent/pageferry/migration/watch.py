@@ -15,7 +15,7 @@ ENDING_EVENTS = {
 async def watch_guest(monitor: Monitor) -> None:
     """Raise QemuError when QEMU is gone, MigrationFailedError when the guest ends; else never
     end."""
-    async with monitor.events() as events:
+    with monitor.events() as events:
         async for name, _data, _timestamp_us in events:
             if name in ENDING_EVENTS:
                 raise MigrationFailedError(ENDING_EVENTS[name], advice="nothing is left to migrate")

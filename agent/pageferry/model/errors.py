@@ -80,9 +80,13 @@ class PeerLostError(PageferryError):
 
 
 class QemuError(PageferryError):
-    """QEMU refused a command, did not answer in time, or is gone."""
+    """QEMU refused a command, did not answer in time, or is gone.
+
+    ``error_class`` is QAPI's for a refusal, empty otherwise.
+    """
 
     kind = "qemu"
+    error_class = ""
 
 
 class TrackingLostError(PageferryError):

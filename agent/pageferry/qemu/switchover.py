@@ -1,0 +1,249 @@
+"""QEMU's part of the switchover, in the order of calls that worked on QEMU 7.2, 10.0 and 11.1.
+
+With ``x-ignore-shared`` QEMU leaves the shared RAM out and migrates only its devices and a few
+small blocks (ROMs, video memory). ``pause-before-switchover`` makes it stop the guest and wait
+before it sends device state; ``return-path`` makes the source wait for the destination's word. The
+stream runs over a socket that is handed over as a descriptor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from pageferry.model.errors import MigrationFailedError, QemuError
+from pageferry.qemu.monitor import Event, Monitor
+
+FD_NAME = "pageferry"
+
+CAPABILITIES: Mapping[str, bool] = {
+    "x-ignore-shared": True,
+    "return-path": True,
+    "events": True,
+}
+
+FOREIGN_CAPABILITIES = (
+    "multifd",
+    "postcopy-ram",
+    "auto-converge",
+    "background-snapshot",
+    "zero-copy-send",
+    "mapped-ram",
+    "compress",
+    "xbzrle",
+)
+"""Capabilities of QEMU's own RAM migration that someone may have set and that would get in the
+way."""
+
+CANCEL_DEADLINE_S = 30.0
+
+RETRY_S = 0.05
+
+DRAIN_TIMEOUT_S = 120.0
+"""A drain waits for all I/O in flight: as long as the slowest storage takes."""
+
+CONT_TIMEOUT_S = 30.0
+"""`cont` activates block devices, which takes locks on shared storage."""
+
+
+async def drain(monitor: Monitor) -> float:
+    """Wait until all of QEMU's block I/O in flight has ended. Returns the seconds it took.
+
+    An empty transaction drains all block nodes (QEMU's docs: transactions begin with
+    bdrv_drain_all) without stopping a vCPU; a guest that submits I/O meanwhile waits. Raises
+    QemuError.
+    """
+    began = time.monotonic()
+    await monitor.execute("transaction", {"actions": []}, timeout_s=DRAIN_TIMEOUT_S)
+    return time.monotonic() - began
+
+
+async def guest_status(monitor: Monitor) -> str:
+    """The guest's RunState. Raises QemuError."""
+    return str((await monitor.execute("query-status"))["status"])
+
+
+class SourceHandover:
+    """The source's QEMU. Call prepare, start, until_stopped, proceed, until_completed, in order.
+
+    `cancel` leads back from everywhere. All raise QemuError; the waits also when QEMU reports that
+    the migration failed.
+    """
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._changed: dict[str, bool] = {}
+
+    async def prepare(self) -> None:
+        """Set the capabilities; `cancel` and `restore` set back what this changed."""
+        wanted = dict(CAPABILITIES) | {"pause-before-switchover": True}
+        self._changed = await _set_capabilities(self._monitor, wanted)
+
+    async def start(self, fd: int) -> None:
+        """Begin the migration over the socket *fd*, of which QEMU gets a duplicate."""
+        await self._monitor.send_fd(FD_NAME, fd)
+        await self._monitor.execute("migrate", {"uri": f"fd:{FD_NAME}"})
+
+    async def until_stopped(self, deadline_s: float) -> None:
+        """Wait until QEMU has stopped the guest and waits at ``pre-switchover``."""
+        await _until(self._monitor, "pre-switchover", deadline_s)
+
+    async def proceed(self) -> None:
+        """Let QEMU save its devices."""
+        await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def until_completed(self, deadline_s: float) -> None:
+        """Wait until QEMU says that the migration is completed; the guest stays stopped."""
+        await _until(self._monitor, "completed", deadline_s)
+
+    async def restore(self) -> None:
+        """Set the capabilities back to what they were."""
+        changed, self._changed = self._changed, {}
+        if changed:
+            await _set_states(self._monitor, changed)
+
+    async def cancel(self, *, resume: bool) -> None:
+        """Back to where the guest was before `start`: running if *resume*, else paused.
+
+        Works from any point before the guest may run elsewhere, also after *completed*, and from a
+        new connection. Idempotent. Raises QemuError when it does not get there in 30 s; the guest
+        is then stopped, but whole.
+        """
+        with trio.move_on_after(CANCEL_DEADLINE_S):
+            await self._end_migration()
+            await self._settle_run_state(resume=resume)
+            await self.restore()
+            return
+        raise QemuError(
+            f"QEMU did not come back from its migration within {CANCEL_DEADLINE_S:g} s",
+            advice="connect to its QMP socket, `migrate_cancel`, then `cont`",
+        )
+
+    async def _end_migration(self) -> None:
+        while True:
+            status = await _migration_status(self._monitor)
+            if status in ("none", "completed", "failed", "cancelled"):
+                return
+            if status != "cancelling":
+                await self._monitor.execute("migrate_cancel")
+            await trio.sleep(RETRY_S)
+
+    async def _settle_run_state(self, *, resume: bool) -> None:
+        wanted = "running" if resume else "paused"
+        while True:
+            status = await guest_status(self._monitor)
+            if status == wanted or (not resume and status not in ("running", "finish-migrate")):
+                return
+            try:
+                command = "cont" if resume else "stop"
+                await self._monitor.execute(command, timeout_s=CONT_TIMEOUT_S)
+            except QemuError as error:
+                # "Migration is not finalized yet": 11.1, for a moment after completed.
+                if not error.error_class:
+                    raise
+                await trio.sleep(RETRY_S)
+
+
+class DestinationHandover:
+    """The destination's QEMU, started with ``-incoming defer -S``. All raise QemuError."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    async def prepare(self, fd: int) -> None:
+        """Let QEMU take its devices from the socket *fd*, of which it gets a duplicate."""
+        await _set_capabilities(self._monitor, CAPABILITIES)
+        await self._monitor.send_fd(FD_NAME, fd)
+        await self._monitor.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})
+
+    async def until_completed(self, deadline_s: float | None = None) -> None:
+        """Wait until QEMU has loaded its devices; the guest is then paused."""
+        await _until(self._monitor, "completed", deadline_s)
+        # The event comes a moment before the run state leaves inmigrate.
+        while await guest_status(self._monitor) == "inmigrate":  # noqa: ASYNC110 - no event tells
+            await trio.sleep(RETRY_S / 10)
+
+    async def run(self) -> None:
+        """Let the guest run. Returns when QEMU confirms that it does."""
+        await self._monitor.execute("cont", timeout_s=CONT_TIMEOUT_S)
+        status = await guest_status(self._monitor)
+        if status != "running":
+            raise QemuError(f"QEMU was told to run the guest, but its state is {status}")
+
+    async def discard(self) -> None:
+        """End QEMU, so that the guest can never run here. Returns when it is gone.
+
+        A QEMU that is gone already is fine; one that lives on after 30 s is a QemuError.
+        """
+        with trio.move_on_after(CANCEL_DEADLINE_S):
+            with self._monitor.events() as events:
+                try:
+                    await self._monitor.execute("quit")
+                except QemuError as error:
+                    if error.error_class:
+                        raise
+                async for _event in events:
+                    continue
+            return
+        raise QemuError("the destination's QEMU does not end", advice="end its process yourself")
+
+
+async def _until(monitor: Monitor, wanted: str, deadline_s: float | None) -> None:
+    """Wait until the migration's status is *wanted*. Subscribed before asking: nothing is
+    missed."""
+    limit_s = float("inf") if deadline_s is None else deadline_s
+    with monitor.events() as events, trio.move_on_after(limit_s):
+        while True:
+            status = await _migration_status(monitor)
+            if status == wanted:
+                return
+            if status in ("failed", "cancelled") or (status == "completed" != wanted):
+                raise await _failed(monitor, status)
+            await _next_migration_event(monitor, events)
+    raise QemuError(
+        f"QEMU's migration did not get to {wanted} within {deadline_s} s",
+        advice="look at what its main loop waits for, storage most often",
+    )
+
+
+async def _next_migration_event(monitor: Monitor, events: trio.MemoryReceiveChannel[Event]) -> None:
+    async for name, _data, _time_us in events:
+        if name == "MIGRATION":
+            return
+    raise QemuError(
+        "QEMU is gone: it ended during the migration",
+        advice=f"look at the log of the QEMU that listens on {monitor.path}",
+    )
+
+
+async def _failed(monitor: Monitor, status: str) -> Exception:
+    info = await monitor.execute("query-migrate")
+    reason = info.get("error-desc") or "it does not say why; see its log"
+    return MigrationFailedError(
+        f"QEMU's migration of the devices ended as {status}: {reason}",
+        advice="check that both QEMUs have the same devices and machine",
+    )
+
+
+async def _migration_status(monitor: Monitor) -> str:
+    return str((await monitor.execute("query-migrate")).get("status", "none"))
+
+
+async def _set_capabilities(monitor: Monitor, wanted: Mapping[str, bool]) -> dict[str, bool]:
+    """Set what is wanted, and unset what would get in the way. Returns what was there before."""
+    states: dict[str, Any] = {
+        each["capability"]: each["state"]
+        for each in await monitor.execute("query-migrate-capabilities")
+    }
+    target = {name: False for name in FOREIGN_CAPABILITIES if states.get(name)} | dict(wanted)
+    changed = {name: state for name, state in target.items() if states.get(name) != state}
+    await _set_states(monitor, changed)
+    return {name: bool(states.get(name)) for name in changed}
+
+
+async def _set_states(monitor: Monitor, states: Mapping[str, bool]) -> None:
+    capabilities = [{"capability": name, "state": state} for name, state in states.items()]
+    await monitor.execute("migrate-set-capabilities", {"capabilities": capabilities})
