@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pageferry.kernel import residency
-from pageferry.kernel._native import ffi
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import PageSet, Runs
 from pageferry.kernel.residency import PagemapReader
 from pageferry.model.blocks import PAGE_BYTES
+
+ffi: Any = importlib.import_module("pageferry.kernel._native").ffi
 
 PAGES = 6000  # more than two batches of entries
 PRESENT, SWAPPED, FILE = 1 << 63, 1 << 62, 1 << 61

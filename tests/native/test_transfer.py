@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from pageferry.kernel._native import lib
 
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import Runs
@@ -22,6 +23,8 @@ from pageferry.kernel.transfer import (
 )
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.pages import runs_of
+
+lib: Any = importlib.import_module("pageferry.kernel._native").lib
 
 PAGES = 3000
 FIRST_PAGE = 5  # of the block within its file
