@@ -297,7 +297,7 @@ class Supervisor:
                 self._take(migration, packet)
         except LinkLostError:
             return None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             log.error("%s: the worker makes no sense: %s", migration.migration_id, error)
             return None
         return packet
