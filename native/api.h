@@ -74,6 +74,10 @@ int pf_unmap(uint8_t *base, uint64_t length);
 int pf_advise(uint8_t *base, uint64_t pages, const struct pf_runs *runs, int advice);
 /* MADV_PAGEOUT on each run. */
 int pf_page_out(uint8_t *base, uint64_t pages, const struct pf_runs *runs);
+/* The same from each processor in turn, for pages that sit in some processor's batch. */
+int pf_page_out_everywhere(uint8_t *base, uint64_t pages, const struct pf_runs *runs);
+/* Makes pages that this processor has just brought in ready to be paged out from any other. */
+void pf_drain_batch(void);
 /* fallocate(PUNCH_HOLE | KEEP_SIZE) on each run. */
 int pf_punch(int fd, uint64_t file_offset, const struct pf_runs *runs);
 

@@ -10,12 +10,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 /* Linux 5.4 and 5.14; glibc 2.36 has both, older build hosts may not. */
 #ifndef MADV_PAGEOUT
 #define MADV_PAGEOUT 21
+#endif
+#ifndef MADV_COLD
+#define MADV_COLD 20
 #endif
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -70,6 +74,59 @@ int pf_advise(uint8_t *base, uint64_t pages, const struct pf_runs *runs, int adv
 int pf_page_out(uint8_t *base, uint64_t pages, const struct pf_runs *runs)
 {
 	return pf_advise(base, pages, runs, MADV_PAGEOUT);
+}
+
+/*
+ * A page that comes in waits in a batch of its processor (up to 31 of them) until it is on the LRU
+ * list, and only from there can it be paged out. MADV_COLD and MADV_PAGEOUT empty the batch of the
+ * processor they run on first (lru_add_drain in mm/madvise.c), whatever they are asked about: here
+ * a page that nobody ever touches. 0.3 us.
+ */
+void pf_drain_batch(void)
+{
+	static uint8_t untouched[PF_PAGE_BYTES] __attribute__((aligned(4096)));
+
+	madvise(untouched, sizeof(untouched), MADV_COLD);
+}
+
+/* More processors than any host has; a mask that is too short is EINVAL. */
+#define MAX_PROCESSORS 8192
+
+static int page_out_on_each(uint8_t *base, uint64_t pages, const struct pf_runs *runs,
+			    const cpu_set_t *allowed, cpu_set_t *one, size_t set_bytes)
+{
+	int error;
+
+	for (int processor = 0; processor < MAX_PROCESSORS; processor++) {
+		if (!CPU_ISSET_S(processor, set_bytes, allowed))
+			continue;
+		CPU_ZERO_S(set_bytes, one);
+		CPU_SET_S(processor, set_bytes, one);
+		/* It may have gone offline: so has its batch. */
+		if (sched_setaffinity(0, set_bytes, one))
+			continue;
+		error = pf_page_out(base, pages, runs);
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+int pf_page_out_everywhere(uint8_t *base, uint64_t pages, const struct pf_runs *runs)
+{
+	size_t set_bytes = CPU_ALLOC_SIZE(MAX_PROCESSORS);
+	cpu_set_t *allowed = CPU_ALLOC(MAX_PROCESSORS), *one = CPU_ALLOC(MAX_PROCESSORS);
+	int error = allowed && one ? 0 : ENOMEM;
+
+	if (!error && sched_getaffinity(0, set_bytes, allowed))
+		error = errno;
+	if (!error) {
+		error = page_out_on_each(base, pages, runs, allowed, one, set_bytes);
+		sched_setaffinity(0, set_bytes, allowed);
+	}
+	CPU_FREE(allowed);
+	CPU_FREE(one);
+	return error;
 }
 
 int pf_punch(int fd, uint64_t file_offset, const struct pf_runs *runs)

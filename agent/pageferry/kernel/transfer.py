@@ -84,6 +84,7 @@ def receive_payload(
         ),
         "receive guest pages",
     )
+    lib.pf_drain_batch()
 
 
 def receive_exact(sock_fd: int, length_bytes: int, buffer: bytearray | memoryview) -> None:
