@@ -140,7 +140,7 @@ int pf_scan_present(int pagemap_fd, uint64_t start, uint64_t end, struct pf_page
 /* A userfaultfd of this process's own, for probing. */
 int pf_uffd_open(int *out);
 
-/* inject.c: making a userfaultfd in another process. */
+/* helper.c and inject.c: making a userfaultfd in another process. */
 
 /* What the injection was doing when it ended. */
 enum pf_step {

@@ -26,6 +26,7 @@ SOURCES = (
     "transfer.c",
     "tracking.c",
     "inject.c",
+    "helper.c",
 )
 # -Wno-unused-parameter: cffi's own generated wrappers would trip -Wextra -Werror.
 COMPILE_ARGUMENTS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
@@ -39,7 +40,7 @@ def make_builder(sources_folder: str = "native") -> FFI:
         "pageferry.kernel._native",
         '#include "native.h"',
         sources=[f"{sources_folder}/{name}" for name in SOURCES],
-        depends=[f"{sources_folder}/{name}" for name in ("api.h", "native.h")],
+        depends=[f"{sources_folder}/{name}" for name in ("api.h", "inject.h", "native.h")],
         include_dirs=[str(NATIVE)],
         define_macros=[("_GNU_SOURCE", "1")],
         extra_compile_args=list(COMPILE_ARGUMENTS),

@@ -43,6 +43,14 @@ print("armed", flush=True)
 time.sleep(600)
 """
 
+ARM_ALL_THE_TIME = r"""
+import sys
+from pageferry.kernel.tracking import AddressRange, WriteTracker
+print("going", flush=True)
+while True:
+    WriteTracker.arm(int(sys.argv[1]), [AddressRange(int(sys.argv[2]), int(sys.argv[3]))]).close()
+"""
+
 HOLD_PTRACE = r"""
 import ctypes, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -255,6 +263,23 @@ def test_arming_while_the_process_writes(track: Track) -> None:
     finally:
         stop.set()
         writer.join()
+    child.end()
+
+
+def test_tracker_killed_at_any_moment_does_not_harm_the_process(track: Track) -> None:
+    child = track(PAGES)
+    addresses = child.addresses
+    stream = random.Random(5)
+    for _ in range(25):
+        with helper(ARM_ALL_THE_TIME, child.pid, addresses.start, addresses.end) as tracker:
+            time.sleep(stream.random() * 0.004)  # anywhere in its loop
+            tracker.kill()
+        child.tell("write", *range(20))
+    deadline = time.monotonic() + 5
+    # The helper process of the last one may still be about to end.
+    while uffd_armed_ranges(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert uffd_armed_ranges(child.pid) == []
     child.end()
 
 

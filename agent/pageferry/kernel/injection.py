@@ -39,31 +39,31 @@ def take_userfaultfd(pid: int, avoid_threads: Collection[int]) -> tuple[int, int
 def _choose_thread(pid: int, avoid_threads: Collection[int]) -> tuple[int, int]:
     """A thread that may be stopped, and the address of a syscall instruction in its code.
 
-    Not the main thread, which runs the monitor and block I/O, if another one is blocked in futex.
-    Of those the oldest: that is QEMU's RCU thread, which is made before main() and only waits. vCPU
-    threads block in futex too while they are halted, and are younger.
+    First choice is the oldest but for the main one, once it is blocked in futex: in QEMU that is
+    the RCU thread, which is made before main() and does little but wait. It gets some time to
+    block, as vCPU threads, which are younger, block in futex too while they are halted. Then any
+    other thread in futex; then the main thread, which runs the monitor and block I/O, in any call.
     """
     deadline = time.monotonic() + CHOICE_DEADLINE_S
-    fallback: tuple[int, int] | None = None
     while True:
-        for tid in _threads_or_refuse(pid):
-            blocked = None if tid in avoid_threads else _blocked_call(pid, tid)
-            if blocked is None:
-                continue
-            number, address = blocked
-            if tid != pid and number == FUTEX:
-                return tid, address
-            if tid == pid:
-                fallback = tid, address
-        if time.monotonic() > deadline:
+        threads = [tid for tid in _threads_or_refuse(pid) if tid not in avoid_threads]
+        others = [tid for tid in threads if tid != pid]
+        patient = time.monotonic() < deadline
+        for tid in others[:1] if patient else others:
+            blocked = _blocked_call(pid, tid)
+            if blocked is not None and blocked[0] == FUTEX:
+                return tid, blocked[1]
+        if not others or not patient:
+            blocked = _blocked_call(pid, pid) if pid in threads else None
+            if blocked is not None:
+                return pid, blocked[1]
+        if not patient:
             break
         time.sleep(CHOICE_PAUSE_S)
-    if fallback is None:
-        raise RefusedError(
-            f"process {pid} has no thread that could be stopped for a moment to set up tracking",
-            advice="try again; if it keeps failing, the process hangs (is it in state D?)",
-        )
-    return fallback
+    raise RefusedError(
+        f"process {pid} has no thread that could be stopped for a moment to set up tracking",
+        advice="try again; if it keeps failing, the process hangs (is it in state D?)",
+    )
 
 
 def _threads_or_refuse(pid: int) -> list[int]:
