@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import RefusedError, TrackingLostError
 from pageferry.testing.lab.swap import SwapArea
 from tests.host.tracked import TrackedProcess
+from tests.support import need
 
 pytestmark = pytest.mark.root
 
@@ -49,6 +51,15 @@ from pageferry.kernel.tracking import AddressRange, WriteTracker
 print("going", flush=True)
 while True:
     WriteTracker.arm(int(sys.argv[1]), [AddressRange(int(sys.argv[2]), int(sys.argv[3]))]).close()
+"""
+
+TRY_TO_ARM = r"""
+import sys
+from pageferry.kernel.tracking import AddressRange, WriteTracker
+try:
+    WriteTracker.arm(int(sys.argv[1]), [AddressRange(int(sys.argv[2]), int(sys.argv[3]))])
+except Exception as error:
+    print(type(error).__name__, error, error.advice)
 """
 
 HOLD_PTRACE = r"""
@@ -215,6 +226,23 @@ def test_process_under_a_debugger_is_refused_by_name(track: Track) -> None:
         pytest.raises(RefusedError, match=rf"traced by python.*{debugger.pid}"),
     ):
         WriteTracker.arm(child.pid, [child.addresses])
+    child.end()
+
+
+def test_missing_privilege_is_refused_with_advice(track: Track) -> None:
+    child = track(PAGES)
+    need(shutil.which("setpriv") is not None, "setpriv is missing: install util-linux")
+    drop = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    addresses = child.addresses
+    result = subprocess.run(
+        [*drop, sys.executable, "-c", TRY_TO_ARM, str(child.pid)]
+        + [str(addresses.start), str(addresses.end)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("RefusedError")
+    assert "CAP_SYS_PTRACE" in result.stdout
     child.end()
 
 
