@@ -233,10 +233,9 @@ def test_missing_privilege_is_refused_with_advice(track: Track) -> None:
     child = track(PAGES)
     need(shutil.which("setpriv") is not None, "setpriv is missing: install util-linux")
     drop = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
-    addresses = child.addresses
+    numbers = [child.pid, child.addresses.start, child.addresses.end]
     result = subprocess.run(
-        [*drop, sys.executable, "-c", TRY_TO_ARM, str(child.pid)]
-        + [str(addresses.start), str(addresses.end)],
+        [*drop, sys.executable, "-c", TRY_TO_ARM, *map(str, numbers)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
