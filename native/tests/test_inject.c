@@ -8,8 +8,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -121,26 +120,42 @@ static void test_sleep_goes_on(void)
 	CHECK(!child_status(pid));
 }
 
+static void send_signals_forever(int pid)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	while (!kill(pid, SIGUSR1))
+		;
+	_exit(0);
+}
+
+/* A storm of them, so that some come while the thread is not itself. */
 static void test_signals_are_delivered_and_nothing_else_changes(void)
 {
-	int pipe_fds[2], pid;
+	int pipe_fds[2], pid, storm;
 	struct pf_injection result;
 	uint64_t address;
 
 	CHECK(!pipe(pipe_fds));
 	pid = fork();
-	if (!pid)
+	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		_exit(read_whole(pipe_fds[0]));
+	}
 	address = wait_blocked(pid);
-	for (char i = 0; i < 20; i++) {
-		kill(pid, SIGUSR1);
+	storm = fork();
+	if (!storm)
+		send_signals_forever(pid);
+	for (int i = 0; i < 400; i++) {
+		char byte = (char)(i / 20);
+
 		if (!pf_inject_userfaultfd(pid, pid, address, &result))
 			close(result.uffd);
 		else
 			CHECK(result.error == EPERM || result.error == ENOSYS);
-		kill(pid, SIGUSR1);
-		CHECK(write(pipe_fds[1], &i, 1) == 1);
+		if (i % 20 == 19)
+			CHECK(write(pipe_fds[1], &byte, 1) == 1);
 	}
+	CHECK(!kill(storm, SIGKILL) && child_status(storm) == 1000 + SIGKILL);
 	CHECK(!child_status(pid));
 	close(pipe_fds[0]);
 	close(pipe_fds[1]);
@@ -214,6 +229,7 @@ static void test_process_that_is_gone(void)
 
 int main(void)
 {
+	alarm(60); /* a thread that was left stopped would have us wait for ever */
 	test_sleep_goes_on();
 	test_signals_are_delivered_and_nothing_else_changes();
 	test_stopped_process_stays_stopped();
