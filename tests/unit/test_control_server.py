@@ -308,7 +308,12 @@ async def test_qemu_qmp_client_conforms(tmp_path: Path) -> None:
             finally:
                 await qmp.disconnect()
 
-        await trio.to_thread.run_sync(asyncio.run, talk())
+        def run() -> None:
+            # trio-asyncio makes asyncio.run start its own kind of loop, also in this thread.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(talk())
+
+        await trio.to_thread.run_sync(run)
 
 
 async def test_own_client_runs_commands_at_once_and_hears_events(tmp_path: Path) -> None:
