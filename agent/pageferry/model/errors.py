@@ -1,7 +1,8 @@
 """Errors, typed by what they mean for the guest.
 
-Every error that reaches an operator carries three things: what happened, what state the guest is in,
-and what to do. ``str()`` is the first; the others are attributes, so that a program can use them too.
+Every error that reaches an operator carries three things: what happened, what state the guest is
+in, and what to do. ``str()`` is the first; the others are attributes, so that a program can use
+them too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class PageferryError(Exception):
         self.advice = advice
 
     def report(self) -> dict[str, str]:
-        """The error as a map with the keys ``kind``, ``message``, ``guest-state`` and ``advice``."""
+        """The error as a map: ``kind``, ``message``, ``guest-state`` and ``advice``."""
         return {
             "kind": self.kind,
             "message": self.message,
@@ -32,7 +33,7 @@ class PageferryError(Exception):
 
 
 class RefusedError(PageferryError):
-    """The migration was refused before anything was touched: guest, hosts and peer are as before."""
+    """The migration was refused before anything was touched: all is as it was before."""
 
     kind = "refused"
 
@@ -47,7 +48,7 @@ class MigrationFailedError(PageferryError):
 
 
 class MigrationCancelledError(PageferryError):
-    """The migration was cancelled before the commit; the source owns the guest and has resumed it."""
+    """The migration was cancelled before the commit; the source has the guest and resumed it."""
 
     kind = "cancelled"
 

@@ -49,7 +49,8 @@ class GuestPlan:
     """A freestanding guest and the machine it gets. Sizes of the regions in MiB.
 
     `pace`: hot pages rewritten each millisecond (16: 64 MiB once a second, so that careless reclaim
-    finds them idle); 0: without a pause. `accelerator` None: KVM where it really runs the guest, else TCG.
+    finds them idle); 0: without a pause. `accelerator` None: KVM where it really runs the guest,
+    else TCG.
     """
 
     binary: QemuBinary
