@@ -54,6 +54,8 @@ async def commit(job: SourceJob, journal: Journal, peer: Peer, handover: Handove
         handover.destination_runs()
     elif isinstance(answer, CommitFailed):
         await _take_back(handover, answer.message)
+    elif peer.source_may_resume:
+        await _take_back(handover, "it gave the migration up")
     else:
         await _settle_by_asking(job, handover)
     await journal.record(SourcePhase.COMPLETED)

@@ -24,7 +24,7 @@ from pageferry.model.errors import MigrationFailedError, QemuError
 from pageferry.model.phase import SourcePhase
 from pageferry.qemu.monitor import Monitor
 from pageferry.qemu.switchover import SourceHandover, guest_status
-from pageferry.wire.messages import DeviceLoaded, DeviceReady, Digest, PrepareDevice, Verify
+from pageferry.wire.messages import DeviceReady, Digest, PrepareDevice, Verify
 
 STOP_DEADLINE_S = 30.0
 """QEMU reaches pre-switchover in 2 to 15 ms; stopping waits for block I/O in flight, which may take
@@ -73,7 +73,7 @@ class Handover:
                 await self._qemu.until_completed(DEVICE_DEADLINE_S)
                 await carry.written_by_qemu()
                 with trio.move_on_after(DEVICE_DEADLINE_S) as waiting:
-                    await self._peer.expect(DeviceLoaded)
+                    await self._peer.device_loaded.wait()
                 if waiting.cancelled_caught:
                     raise MigrationFailedError(
                         "the destination did not load the device state in time",

@@ -23,7 +23,7 @@ from pageferry.model.errors import (
     RemoteProtocolError,
 )
 from pageferry.net.control import ControlStream
-from pageferry.wire.messages import Abort, DeviceData, DeviceEnd, Message, Refuse
+from pageferry.wire.messages import Abort, DeviceData, DeviceEnd, DeviceLoaded, Message, Refuse
 
 M = TypeVar("M", bound=Message)
 
@@ -47,6 +47,23 @@ class Peer:
         self._failed = trio.Event()
         self.failure: PageferryError | None = None
         self.device_sink: DeviceSink | None = None
+        self.device_loaded = trio.Event()
+        """Set when the destination says DeviceLoaded, which it says by itself, whatever else the
+        choreography is waiting for just then."""
+
+    @property
+    def source_may_resume(self) -> bool:
+        """Whether, by what was said here, the destination will never start the guest."""
+        return self._stream.exchange.source_may_resume
+
+    async def last_words(self, wait_s: float) -> PageferryError | None:
+        """What the peer had to say before its connection broke, if that is noticed in time.
+
+        A send that fails may hide an Abort or a Refuse that has arrived already.
+        """
+        with trio.move_on_after(wait_s):
+            await self._failed.wait()
+        return self.failure
 
     async def send(self, message: Message) -> None:
         """Send one message. Raises PeerLostError; after a cancellation the connection is
@@ -94,7 +111,9 @@ class Peer:
                     raise MigrationFailedError(
                         f"the other agent gave up: {message.message}", advice=message.advice
                     )
-                if isinstance(message, DeviceData | DeviceEnd):
+                if isinstance(message, DeviceLoaded):
+                    self.device_loaded.set()
+                elif isinstance(message, DeviceData | DeviceEnd):
                     if self.device_sink is None:
                         raise RemoteProtocolError("device state came before it was asked for")
                     await self.device_sink(message)

@@ -42,6 +42,7 @@ from pageferry.model.errors import (
     MigrationCancelledError,
     MigrationFailedError,
     PageferryError,
+    PeerLostError,
 )
 from pageferry.model.phase import SourcePhase
 from pageferry.qemu.look import GuestView, look
@@ -51,6 +52,9 @@ from pageferry.wire.messages import Abort, Aborted
 
 ABORT_ANSWER_S = 10.0
 """How long to wait for the destination's word that it has given up; the guest runs on meanwhile."""
+
+LAST_WORDS_S = 0.5
+"""How long to wait, after a connection broke, for what the other side had said before."""
 
 
 class SourceMigration:
@@ -133,10 +137,12 @@ class _Books:
         self._journal = journal
         self._cancellation = cancellation
         self.guest_state = ""
+        self.cause: PageferryError | None = None
+        """A better reason than the error that ended the migration."""
 
     def explain(self, error: Exception) -> PageferryError:
         """The one error to report. What broke because of a cancel is the cancel."""
-        reason = explained(error)
+        reason = self.cause or explained(error)
         if self._cancellation.came_first:
             reason = MigrationCancelledError("the migration was cancelled")
         if not reason.guest_state:
@@ -255,6 +261,10 @@ class Departure:
         self.books.guest_state = await handover.take_back()
         await stack.pop_all().aclose()
         reason = explained(error) if isinstance(error, Exception) else None
+        if isinstance(reason, PeerLostError):
+            said = await self.peer.last_words(LAST_WORDS_S)
+            if said is not None:
+                self.books.cause = said
         await self._tell_abort(reason)
 
     async def _tell_abort(self, reason: PageferryError | None) -> None:
