@@ -1,5 +1,6 @@
 # make demo            carry a guest whose cold memory lies in swap, and show what became of it
 # make demo JSON=FILE  the same, and write the result as JSON
+# make demo QEMU=10.0  the same with the QEMU of Debian's backports instead of its own
 # make test            everything that runs on this machine; skips say why
 # make lint            formatting, lint rules and types
 # make native          rebuild the C extension in place
@@ -12,12 +13,13 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/ready
 NATIVE_SOURCES := $(wildcard native/*.c native/*.h native/*.py)
 JSON :=
+QEMU :=
 TESTS := tests
 
 .PHONY: demo test lint native clean prepared
 
 demo: $(READY)
-	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)")
+	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
 
 test: $(READY)
 	$(PYTHON) -m pytest $(TESTS)

@@ -6,27 +6,22 @@ Take QEMU 10.0: before 9.0 QEMU loses dirty pages of guests under TCG.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pageferry.testing.lab.cleanup import orderly_termination
-from pageferry.testing.lab.guests import FreestandingGuest, GuestPlan, freestanding_guest
+from pageferry.testing.lab.guests import FreestandingGuest, GuestPlan
 from pageferry.testing.lab.measuring import Measurement, Outcome, measure
-from pageferry.testing.lab.packages import QemuBinary, qemu_10
+from pageferry.testing.lab.packages import qemu_10
 from pageferry.testing.lab.qemus import LabQemu
+from pageferry.testing.lab.settled import overcommitted_plan, resident_plan, settled_pair
 from pageferry.testing.lab.swap import some_swap
 
 MIB = 1024 * 1024
-
-OVERCOMMITTED_COLD_SHARE = 0.85
-"""The cgroup stays at its limit, as on an overcommitted host: squeezing out more would leave room
-that spares QEMU the thrashing.
-"""
 
 TIMEOUT_S = 120.0
 POLL_S = 0.1
@@ -45,27 +40,6 @@ class QemuMode:
 
 DEFAULT = QemuMode("qemu")
 MULTIFD = QemuMode("qemu-multifd", multifd_channels=2)
-
-
-def overcommitted_plan(binary: QemuBinary) -> GuestPlan:
-    """The guest of the comparison: 1 GiB, 640 MiB cold, 64 MiB hot, within 160 MiB."""
-    return GuestPlan(binary, ram_mib=1024, cold_mib=640, hot_mib=64, zero_mib=16, limit_mib=160)
-
-
-def resident_plan(binary: QemuBinary) -> GuestPlan:
-    """A guest without a limit, all of whose 640 MiB stay resident: for throughput."""
-    return replace(overcommitted_plan(binary), limit_mib=None)
-
-
-@contextlib.contextmanager
-def settled_pair(plan: GuestPlan) -> Iterator[FreestandingGuest]:
-    """A guest that is settled (when it has a limit), its destination waiting."""
-    with freestanding_guest(plan) as guest:
-        guest.wait_ready()
-        if plan.limit_mib is not None:
-            guest.settle(OVERCOMMITTED_COLD_SHARE)
-        guest.start_destination()
-        yield guest
 
 
 def qemu_carry(guest: FreestandingGuest, mode: QemuMode) -> Callable[[], Outcome]:

@@ -99,6 +99,28 @@ class MigrateResult:
     lines: list[dict[str, Any]]
     errors: str
 
+    @property
+    def final_info(self) -> dict[str, Any]:
+        """The migration's last state, as query-migrate has it; empty when there is none."""
+        info = self._finished.get("info")
+        return info if isinstance(info, dict) else {}
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """Why it did not complete: kind, message, guest-state, advice; empty when it did."""
+        error = self._finished.get("error")
+        return error if isinstance(error, dict) else {}
+
+    @property
+    def reason(self) -> str:
+        """Why it did not complete, in one line."""
+        return str(self.error.get("message") or self.errors.strip())
+
+    @property
+    def _finished(self) -> dict[str, Any]:
+        last = self.lines[-1] if self.lines else {}
+        return last if last.get("event") == "finished" else {}
+
 
 @contextlib.contextmanager
 def run_daemon(
