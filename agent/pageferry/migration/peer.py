@@ -137,15 +137,25 @@ class Peer:
 
 @asynccontextmanager
 async def open_peer(stream: ControlStream, *, heartbeat: bool = True) -> AsyncIterator[Peer]:
-    """Run the receiving task and the heartbeat on *stream* for as long as the block lasts."""
+    """Run the receiving task and the heartbeat on *stream* for as long as the block lasts.
+
+    Also when the block is being cancelled: it then has to hear the peer's last word.
+    """
     peer = Peer(stream)
+    tasks = [peer._receive_all, peer._beat] if heartbeat else [peer._receive_all]
+    until_left = [trio.CancelScope(shield=True) for _task in tasks]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(peer._receive_all)
-        if heartbeat:
-            nursery.start_soon(peer._beat)
+        for task, scope in zip(tasks, until_left, strict=True):
+            nursery.start_soon(_within, scope, task)
         try:
             yield peer
         finally:
-            nursery.cancel_scope.cancel()
+            for scope in until_left:
+                scope.cancel()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await stream.aclose()
+
+
+async def _within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await task()

@@ -22,6 +22,7 @@ from pageferry.migration.receiving import RamReceiver
 from pageferry.migration.relay import DeviceRelay
 from pageferry.migration.stoppable import run_stoppable
 from pageferry.migration.verify import ALGORITHM, ram_digests
+from pageferry.migration.watch import watch_waiting_qemu
 from pageferry.model.errors import (
     MigrationFailedError,
     OutcomeUnknownError,
@@ -117,6 +118,7 @@ class Reception:
         await self.peer.send(Ready(token=token, channels=self._channels))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.peer.raise_when_failed)
+            nursery.start_soon(watch_waiting_qemu, self.monitor)
             await inflow.wait_attached(ATTACH_TIMEOUT_S)
             nursery.start_soon(inflow.serve_all)
             await self.peer.send(Started())

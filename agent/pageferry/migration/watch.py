@@ -22,6 +22,20 @@ async def watch_guest(monitor: Monitor) -> None:
     raise QemuError("QEMU closed its monitor: it ended during the migration")
 
 
+async def watch_waiting_qemu(monitor: Monitor) -> None:
+    """Raise QemuError when the QEMU that waits for its guest is gone; else never end.
+
+    Nothing else would notice before the switchover: its RAM file takes pages without it.
+    """
+    with monitor.events() as events:
+        async for _event in events:
+            continue
+    raise QemuError(
+        "the destination's QEMU closed its monitor: it ended while its guest was on the way",
+        advice=f"look at the log of the QEMU that listens on {monitor.path}, and start it anew",
+    )
+
+
 async def check_blocks(monitor: Monitor, before: GuestView) -> None:
     """Raise MigrationFailedError when a RAM block appeared, went or changed its size."""
     blocks = await look_blocks(monitor)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from pageferry.testing.lab.guests import FreestandingGuest, GuestPlan, freestanding_guest
 from pageferry.testing.lab.packages import QemuBinary
+from pageferry.testing.lab.qemus import Machine
 
 OVERCOMMITTED_COLD_SHARE = 0.85
 """The cgroup stays at its limit, as on an overcommitted host: squeezing out more would leave room
@@ -27,12 +28,17 @@ def resident_plan(binary: QemuBinary) -> GuestPlan:
 
 @contextlib.contextmanager
 def settled_pair(
-    plan: GuestPlan, cold_share: float = OVERCOMMITTED_COLD_SHARE
+    plan: GuestPlan,
+    cold_share: float = OVERCOMMITTED_COLD_SHARE,
+    change: Callable[[Machine], Machine] | None = None,
 ) -> Iterator[FreestandingGuest]:
-    """A guest that is settled (when it has a limit), its destination waiting."""
+    """A guest that is settled (when it has a limit), its destination waiting.
+
+    *change* makes the destination's machine differ from the source's.
+    """
     with freestanding_guest(plan) as guest:
         guest.wait_ready()
         if plan.limit_mib is not None:
             guest.settle(cold_share)
-        guest.start_destination()
+        guest.start_destination(change)
         yield guest
