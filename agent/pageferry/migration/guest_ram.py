@@ -7,13 +7,14 @@ host with many processes.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import trio
 
 from pageferry.kernel import procfs
+from pageferry.kernel.injection import PRIVILEGE_ADVICE
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.tracking import AddressRange, uffd_armed_ranges
 from pageferry.model.blocks import PAGE_BYTES, RamBlock
@@ -52,15 +53,32 @@ def open_guest_ram(pid: int, blocks: Sequence[GuestBlock], *, writable: bool) ->
     Raises RefusedError, naming the block, when its RAM is not a file on tmpfs or hugetlb backs it.
     The caller closes the mappings.
     """
-    maps = procfs.maps_of(pid)
     carried: list[CarriedBlock] = []
     try:
-        for block in blocks:
-            carried.append(_open_block(pid, block, maps, writable=writable))
+        with _looking_at(pid):
+            maps = procfs.maps_of(pid)
+            for block in blocks:
+                carried.append(_open_block(pid, block, maps, writable=writable))
     except BaseException:
         close_guest_ram(carried)
         raise
     return carried
+
+
+@contextmanager
+def _looking_at(pid: int) -> Iterator[None]:
+    """What this process may not see of another is refused with what would help."""
+    try:
+        yield
+    except PermissionError as error:
+        raise RefusedError(
+            f"QEMU process {pid} may not be looked at: {error}", advice=PRIVILEGE_ADVICE
+        ) from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise RefusedError(
+            f"QEMU process {pid} has ended, or its memory changed meanwhile: {error}",
+            advice="check that the guest still runs",
+        ) from error
 
 
 @asynccontextmanager
@@ -185,7 +203,8 @@ def _ranges_of(
 
 def refuse_tracked(pid: int, blocks: Sequence[CarriedBlock]) -> None:
     """Raise RefusedError when a userfaultfd is already on guest RAM: it takes only one."""
-    armed = uffd_armed_ranges(pid)
+    with _looking_at(pid):
+        armed = uffd_armed_ranges(pid)
     for carried in blocks:
         for part in carried.ranges:
             if any(_overlap(part.addresses, other) for other in armed):
@@ -206,7 +225,9 @@ def refuse_other_users(pid: int, blocks: Sequence[CarriedBlock]) -> None:
     What writes guest RAM around QEMU's page tables is invisible to write tracking: a vhost-user
     back-end through its own mapping, VFIO and vDPA devices by DMA.
     """
-    for link in procfs.fd_links(pid):
+    with _looking_at(pid):
+        links = procfs.fd_links(pid)
+    for link in links:
         device = _direct_writer(link)
         if device:
             raise RefusedError(

@@ -139,9 +139,11 @@ class Peer:
 async def open_peer(stream: ControlStream, *, heartbeat: bool = True) -> AsyncIterator[Peer]:
     """Run the receiving task and the heartbeat on *stream* for as long as the block lasts.
 
-    Also when the block is being cancelled: it then has to hear the peer's last word.
+    Also when the block is being cancelled: it then has to hear the peer's last word. What the block
+    raises comes out as it is.
     """
     peer = Peer(stream)
+    raised: Exception | None = None
     tasks = [peer._receive_all, peer._beat] if heartbeat else [peer._receive_all]
     until_left = [trio.CancelScope(shield=True) for _task in tasks]
     async with trio.open_nursery() as nursery:
@@ -149,11 +151,15 @@ async def open_peer(stream: ControlStream, *, heartbeat: bool = True) -> AsyncIt
             nursery.start_soon(_within, scope, task)
         try:
             yield peer
+        except Exception as error:  # noqa: BLE001 - the nursery would wrap it in a group
+            raised = error
         finally:
             for scope in until_left:
                 scope.cancel()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await stream.aclose()
+    if raised is not None:
+        raise raised
 
 
 async def _within(scope: trio.CancelScope, task: Callable[[], Awaitable[None]]) -> None:

@@ -144,10 +144,12 @@ async def open_monitor(
     """Connect to the QMP socket at *path*.
 
     Raises QemuError when nobody listens, or nobody answers within *timeout_s*: QEMU serves one
-    client at a time on a socket, and lets a second one wait for good.
+    client at a time on a socket, and lets a second one wait for good. What the block raises comes
+    out as it is.
     """
+    raised: Exception | None = None
+    sock, pid = _connect(path)
     async with trio_asyncio.open_loop():
-        sock, pid = _connect(path)
         client = QMPClient("pageferry")
         try:
             await _greet(client, sock, path, timeout_s)
@@ -157,12 +159,18 @@ async def open_monitor(
                 nursery.start_soon(_notice_end, monitor, client)
                 try:
                     yield monitor
+                except Exception as error:  # noqa: BLE001 - nurseries would wrap it in groups
+                    raised = error
                 finally:
                     nursery.cancel_scope.cancel()
+        except QemuError as error:
+            raised = error
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
                 await _disconnect(client)
             sock.close()
+    if raised is not None:
+        raise raised
 
 
 def _connect(path: str) -> tuple[socket.socket, int]:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,12 @@ def run_daemon(
     *,
     defaults: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[LabDaemon]:
     """A pageferryd that knows `guests` (name: QMP socket), listening on a free loopback port.
 
-    Its files are in `folder`, made here. LabError with its log when it does not start.
+    Its files are in `folder`, made here. `prefix` is a command that starts it (``setpriv …``).
+    LabError with its log when it does not start.
     """
     folder.mkdir()
     port = _free_port()
@@ -141,7 +143,11 @@ def run_daemon(
     configuration.write_text(_configuration(folder, port, guests, defaults or {}))
     with (folder / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pageferry.daemon.main", "--config", str(configuration)],
+            [
+                *prefix,
+                *(sys.executable, "-m", "pageferry.daemon.main"),
+                *("--config", str(configuration)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

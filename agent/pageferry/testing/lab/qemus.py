@@ -23,9 +23,9 @@ START_TIMEOUT_S = 20.0
 
 STOP_TIMEOUT_S = 10.0
 
-RAM_BACKENDS = ("file", "memfd", "private", "memfd-private")
-"""file: memory-backend-file in /dev/shm, shared. memfd: memory-backend-memfd, shared. The two
-others are what a migration must refuse.
+RAM_BACKENDS = ("file", "memfd", "private", "memfd-private", "memfd-hugetlb")
+"""file: memory-backend-file in /dev/shm, shared. memfd: memory-backend-memfd, shared. The others
+are what a migration must refuse.
 """
 
 TRANSLATION_MIB = 32
@@ -187,6 +187,8 @@ def _backend(machine: Machine, ram_path: Path | None) -> str:
     size = f"size={machine.ram_mib}M"
     if machine.backend == "memfd":
         return f"memory-backend-memfd,id=ram0,{size},share=on"
+    if machine.backend == "memfd-hugetlb":
+        return f"memory-backend-memfd,id=ram0,{size},share=on,hugetlb=on,hugetlbsize=2M"
     if machine.backend == "memfd-private":
         return f"memory-backend-memfd,id=ram0,{size},share=off"
     share = "on" if machine.backend == "file" else "off"
