@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pageferry.model.residency import ResidencyBytes
 from pageferry.testing.lab.cleanup import LabError, lab_name, left_by_the_dead, undone_by
 
 SHM = Path("/dev/shm")
+SCRATCH = Path("/tmp")
 
 SYS_CACHESTAT = 451
 """cachestat(2), Linux 6.5, the same number on every architecture."""
@@ -98,8 +99,13 @@ def ram_file(what: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder for sockets and logs, with a name short enough for UNIX sockets' 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="pageferry-lab-", dir="/tmp") as name:
-        yield Path(name)
+    for name in os.listdir(SCRATCH):
+        if left_by_the_dead(name):
+            shutil.rmtree(SCRATCH / name, ignore_errors=True)
+    path = SCRATCH / lab_name("t")
+    path.mkdir(mode=0o700)
+    with undone_by(lambda: shutil.rmtree(path, ignore_errors=True)):
+        yield path
 
 
 def major_faults(pid: int, thread_id: int | None = None) -> int:
