@@ -30,6 +30,7 @@ class FakeHooks:
 
     settled: list[str] = field(default_factory=list)
     answer: list[dict[str, Any]] = field(default_factory=list)
+    looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
     async def settle(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
         self.settled.append(migration_id)
@@ -38,8 +39,13 @@ class FakeHooks:
     def journalled_phase(self, _state_dir: Path, migration_id: str) -> tuple[str, str]:
         return "aborted", f"asked for {migration_id}"
 
-    async def residency(self, qmp: Path) -> dict[str, Any]:
-        return {"qmp": str(qmp)}
+    async def residency(self, qmp: Path, cells: int | None) -> dict[str, Any]:
+        self.looked_at.append((qmp, cells))
+        counts = {"resident-bytes": 4096, "swapped-bytes": 8192, "hole-bytes": 0}
+        block: dict[str, Any] = {"name": "mem0", **counts}
+        if cells is not None:
+            block |= {"cell-bytes": 4096, "resident-map": [0, 1, 0], "swapped-map": [1, 0, 1]}
+        return {"way": "cachestat", "total": counts, "blocks": [block]}
 
     async def probe(self) -> list[dict[str, Any]]:
         return [

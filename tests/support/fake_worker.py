@@ -130,7 +130,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     async def run() -> None:
-        await FakeWorker(Link(socket.socket(fileno=arguments.link_fd)), arguments.record).run()
+        try:
+            await FakeWorker(Link(socket.socket(fileno=arguments.link_fd)), arguments.record).run()
+        except* LinkLostError:
+            os._exit(7)  # the daemon went away while something was said
 
     trio.run(run)
 

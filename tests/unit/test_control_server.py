@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from pageferry.control.client import DaemonUnreachableError, open_client
 from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
-from pageferry.control.registry import Argument, ArgumentType, Command, Peer, Registry
+from pageferry.control.registry import Declaration, Peer, Registry
+from pageferry.control.schema import BOOL, SIZE, STR, EventType, Member
 from pageferry.control.server import EVENT_BACKLOG, ControlServer, bind_control_socket
 from pageferry.model.errors import RefusedError
 
@@ -49,20 +50,16 @@ class Calls:
         await self.gate.wait()
 
     def registry(self) -> Registry:
-        registry = Registry()
-        registry.add(
-            Command(
-                "echo",
-                self.echo,
-                (
-                    Argument("text", ArgumentType.STR),
-                    Argument("size", ArgumentType.SIZE, optional=True),
-                    Argument("flag", ArgumentType.BOOL, optional=True),
-                ),
-            ),
-            Command("fail", self.fail, (Argument("how", ArgumentType.STR),)),
-            Command("wait", self.wait),
+        registry = Registry(events=(EventType("MIGRATION", (Member("status", STR),)),))
+        echo = (
+            Member("text", STR),
+            Member("size", SIZE, optional=True),
+            Member("flag", BOOL, optional=True),
         )
+        registry.add(Declaration("echo", "", echo), self.echo)
+        registry.add(Declaration("query-echo", "", echo), self.echo)
+        registry.add(Declaration("fail", "", (Member("how", STR),)), self.fail)
+        registry.add(Declaration("wait", ""), self.wait)
         return registry
 
 
@@ -110,9 +107,11 @@ class RawClient:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path) -> AsyncIterator[Bench]:
+async def serving(
+    tmp_path: Path, may_change: Callable[[Peer], bool] = lambda _peer: True
+) -> AsyncIterator[Bench]:
     calls = Calls()
-    server = ControlServer(calls.registry(), clock_ns=lambda: 12_000_034_000)
+    server = ControlServer(calls.registry(), may_change=may_change, clock_ns=lambda: 12_000_034_000)
     path = tmp_path / "run" / "control.sock"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, bind_control_socket(path))
@@ -247,6 +246,28 @@ async def test_client_that_never_reads_is_dropped_and_holds_up_nobody(tmp_path: 
             await _read_to_the_end(deaf)
 
 
+async def test_client_that_leaves_without_reading_harms_nobody(tmp_path: Path) -> None:
+    async with serving(tmp_path) as bench:
+        other = await (await bench.connect()).negotiate()
+        for how in ("unread answer", "unread event", "half a command", "command under way"):
+            client = await (await bench.connect()).negotiate()
+            if how == "unread answer":
+                await client.stream.send_all(b'{"execute": "query-version"}')
+            elif how == "half a command":
+                await client.stream.send_all(b'{"execute": "query-ver')
+            elif how == "command under way":
+                await client.stream.send_all(b'{"execute": "wait"}')
+            bench.server.emit("MIGRATION", {"status": "active"})
+            assert (await other.line())["event"] == "MIGRATION"
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.aclose_forcefully(client.stream)
+            await trio.testing.wait_all_tasks_blocked()
+            bench.server.emit("MIGRATION", {"status": "completed"})
+            assert (await other.line())["data"] == {"status": "completed"}
+        bench.calls.gate.set()
+        assert "return" in await other.ask({"execute": "query-version"})
+
+
 async def _read_to_the_end(client: RawClient) -> None:
     while True:
         await client.line()
@@ -267,8 +288,25 @@ async def test_peer_is_known_and_socket_is_private(tmp_path: Path) -> None:
     async with serving(tmp_path) as bench:
         client = await (await bench.connect()).negotiate()
         await client.ask({"execute": "echo", "arguments": {"text": "a"}})
-        assert bench.calls.peers == [Peer(os.getpid(), os.getuid(), os.getgid())]
+        groups = frozenset(os.getgroups())
+        assert bench.calls.peers == [Peer(os.getpid(), os.getuid(), os.getgid(), groups)]
         assert stat.S_IMODE(bench.path.stat().st_mode) == 0o600
+
+
+async def test_client_that_may_only_read_changes_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path, lambda _peer: False) as bench:
+        client = await (await bench.connect()).negotiate()
+        denied = await client.ask({"execute": "echo", "arguments": {"text": "a"}, "id": 7})
+        assert denied["id"] == 7
+        assert denied["error"]["class"] == "GenericError"
+        assert "may only read" in denied["error"]["desc"]
+        assert denied["error"]["report"]["kind"] == "denied"
+        assert bench.calls.seen == []
+        asked = {"execute": "query-echo", "arguments": {"text": "a"}}
+        assert await client.ask(asked) == {"return": {"text": "a"}}
+        assert (await client.ask({"execute": "frob"}))["error"]["class"] == "CommandNotFound"
+        bench.server.emit("MIGRATION", {"status": "active"})
+        assert (await client.line())["event"] == "MIGRATION"
 
 
 def test_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None:

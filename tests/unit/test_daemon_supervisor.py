@@ -335,6 +335,12 @@ async def test_residency_and_doctor_go_through_their_hooks(tmp_path: Path) -> No
         open_client(bench.config.control_socket) as client,
     ):
         qmp = bench.guest("web")
-        assert await client.execute("query-residency", {"guest": "web"}) == {"qmp": str(qmp)}
+        told = await client.execute("query-residency", {"guest": "web"})
+        assert told["total"]["swapped-bytes"] == 8192
+        await client.execute("query-residency", {"guest": "web", "cells": 3})
+        assert bench.hooks.looked_at == [(qmp, None), (qmp, 3)]
+        for cells in (0, -1, 1 << 20):
+            with pytest.raises(CommandError, match="cells"):
+                await client.execute("query-residency", {"guest": "web", "cells": cells})
         names = [each["name"] for each in await client.execute("query-doctor")]
         assert names == ["userfaultfd", "pagemap", "cachestat"]

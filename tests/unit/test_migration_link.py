@@ -132,3 +132,10 @@ async def test_ends_are_a_seqpacket_pair() -> None:
     with ours, theirs:
         assert ours.type & socket.SOCK_SEQPACKET == socket.SOCK_SEQPACKET
         assert not theirs.get_inheritable()
+
+
+async def test_sending_on_a_link_that_was_closed_here_is_a_lost_link() -> None:
+    async with link_pair() as (ours, _theirs):
+        ours.close()
+        with pytest.raises(LinkLostError):
+            await ours.send({"type": "cancel"})

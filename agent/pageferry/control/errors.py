@@ -33,6 +33,12 @@ class CommandError(Exception):
         desc = f"{error.message}; {error.advice}" if error.advice else error.message
         return cls(desc, report=dict(error.report()))
 
+    @classmethod
+    def denied(cls, message: str, advice: str) -> CommandError:
+        """The client may not do this; the command had no effect."""
+        report = {"kind": "denied", "message": message, "guest-state": "", "advice": advice}
+        return cls(f"{message}; {advice}", report=report)
+
     def as_reply(self) -> dict[str, Any]:
         """The value of ``error`` in QMP's answer."""
         body: dict[str, Any] = {"class": self.error_class, "desc": self.desc}

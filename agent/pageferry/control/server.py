@@ -4,6 +4,9 @@ Each connection negotiates for itself: until `qmp_capabilities` every other comm
 with CommandNotFound and no event is sent. Commands of one client run one after the other and are
 answered in order; clients do not wait for each other.
 
+Who may connect is for the socket's mode and group to say. Who has connected is known by SO_PEERCRED
+and SO_PEERGROUPS, and a client that may only read gets query commands and events.
+
 A client that does not read is not allowed to hold up events for the others, nor to make the daemon
 remember them for ever: it is dropped once EVENT_BACKLOG answers and events wait for it.
 """
@@ -25,8 +28,14 @@ import trio
 
 from pageferry import __version__
 from pageferry.control import jsonstream
+from pageferry.control.declarations import (
+    CAPABILITIES,
+    QUERY_COMMANDS,
+    QUERY_QMP_SCHEMA,
+    QUERY_VERSION,
+)
 from pageferry.control.errors import COMMAND_NOT_FOUND, CommandError
-from pageferry.control.registry import Argument, ArgumentType, Command, Peer, Registry
+from pageferry.control.registry import Peer, Registry
 from pageferry.model.errors import PageferryError, RefusedError
 
 log = logging.getLogger(__name__)
@@ -39,6 +48,19 @@ MAX_CLIENTS: Final = 256
 
 RECEIVE_BYTES: Final = 16 * 1024
 
+SO_PEERGROUPS: Final = 59
+"""socket(7) does not name it, and Python's socket module neither; Linux 4.13."""
+
+GROUPS_BYTES: Final = 1024
+"""Room for 256 groups, the most that Python's getsockopt takes."""
+
+Access = Callable[[Peer], bool]
+"""Whether a peer may do everything; one that may not can still use query commands."""
+
+
+def _full_access(_peer: Peer) -> bool:
+    return True
+
 
 def version_info() -> dict[str, Any]:
     """QAPI's VersionInfo. ``qemu`` is where QMP's clients look for the version of who answers."""
@@ -49,8 +71,8 @@ def version_info() -> dict[str, Any]:
     }
 
 
-def bind_control_socket(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening UNIX socket at *path* with *mode*, in the place of a stale one.
+def bind_control_socket(path: Path, mode: int = 0o600, gid: int | None = None) -> socket.socket:
+    """A listening UNIX socket at *path* with *mode* and group, in the place of a stale one.
 
     Raises RefusedError when someone listens there already, or the place cannot be used.
     """
@@ -61,12 +83,15 @@ def bind_control_socket(path: Path, mode: int = 0o600) -> socket.socket:
     except OSError as error:
         raise _cannot_bind(path, error) from error
     try:
-        # chmod after bind would leave the socket open to all for a moment.
-        before = os.umask(0o777 & ~mode)
+        # chmod after bind would leave the socket open to all for a moment, and to the wrong group.
+        before = os.umask(0o777 if gid is not None else 0o777 & ~mode)
         try:
             sock.bind(os.fspath(path))
         finally:
             os.umask(before)
+        if gid is not None:
+            os.chown(path, -1, gid)
+            path.chmod(mode)
         sock.listen(64)
     except OSError as error:
         sock.close()
@@ -111,14 +136,26 @@ def _cannot_bind(path: Path, error: OSError) -> RefusedError:
 class ControlServer:
     """Serves the commands of a registry. Events go to every client that has negotiated."""
 
-    def __init__(self, registry: Registry, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        may_change: Access = _full_access,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._registry = registry
         self._clock_ns = clock_ns
         self._clients: set[_Client] = set()
-        registry.add(
-            Command("query-version", self._query_version, summary="version of the daemon"),
-            Command("query-commands", self._query_commands, summary="names of all commands"),
-        )
+        self.may_change = may_change
+        registry.add(CAPABILITIES, _enable_nothing)
+        registry.add(QUERY_VERSION, self._query_version)
+        registry.add(QUERY_COMMANDS, self._query_commands)
+        registry.add(QUERY_QMP_SCHEMA, self._query_schema)
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._clients)
 
     async def serve(self, sock: socket.socket) -> None:
         """Accept clients on the listening socket *sock*, for ever. Closes it when cancelled."""
@@ -141,15 +178,25 @@ class ControlServer:
             log.warning("control socket: %d clients, one more turned away", MAX_CLIENTS)
             await stream.aclose()
             return
-        client = _Client(stream, self._registry)
+        client = _Client(stream, self._registry, self._may_run)
         self._clients.add(client)
         try:
             await client.run()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        # A client that leaves with unread answers resets the connection; its tasks' errors come in
+        # groups.
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             log.debug("control client (%s) went away", client.peer)
         finally:
             self._clients.discard(client)
             await trio.aclose_forcefully(stream)
+
+    def _may_run(self, name: str, peer: Peer) -> None:
+        """Raise CommandError unless *peer* may run the command, which exists."""
+        if not self._registry.declaration(name).only_reads and not self.may_change(peer):
+            raise CommandError.denied(
+                f"{name} is not allowed: the group of this client (uid {peer.uid}) may only read",
+                "use query commands, or ask root",
+            )
 
     async def _query_version(self, _arguments: dict[str, Any], _peer: Peer) -> dict[str, Any]:
         return version_info()
@@ -157,8 +204,10 @@ class ControlServer:
     async def _query_commands(
         self, _arguments: dict[str, Any], _peer: Peer
     ) -> list[dict[str, Any]]:
-        names = {*self._registry.names(), _CAPABILITIES.name}
-        return [{"name": name} for name in sorted(names)]
+        return [{"name": name} for name in self._registry.names()]
+
+    async def _query_schema(self, _arguments: dict[str, Any], _peer: Peer) -> list[dict[str, Any]]:
+        return self._registry.introspection()
 
 
 async def _enable_nothing(arguments: dict[str, Any], _peer: Peer) -> dict[str, Any]:
@@ -167,19 +216,17 @@ async def _enable_nothing(arguments: dict[str, Any], _peer: Peer) -> dict[str, A
     return {}
 
 
-_CAPABILITIES: Final = Command(
-    "qmp_capabilities",
-    _enable_nothing,
-    (Argument("enable", ArgumentType.STR_LIST, optional=True),),
-    "leave negotiation mode",
-)
-
-
 class _Client:
     """One connection."""
 
-    def __init__(self, stream: trio.SocketStream, registry: Registry) -> None:
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        registry: Registry,
+        may_run: Callable[[str, Peer], None],
+    ) -> None:
         self.peer = _peer_of(stream)
+        self._may_run = may_run
         self._stream = stream
         self._registry = registry
         self._negotiated = False
@@ -243,22 +290,17 @@ class _Client:
 
     async def _execute(self, request: dict[str, Any]) -> Any:
         name, arguments = _parse_request(request)
-        if name == _CAPABILITIES.name:
-            if self._negotiated:
-                raise CommandError(
-                    "Capabilities negotiation is already complete, command ignored",
-                    COMMAND_NOT_FOUND,
-                )
-            _CAPABILITIES.check(arguments)
-            result = await _CAPABILITIES.handler(arguments, self.peer)
-            self._negotiated = True
-            return result
-        if not self._negotiated:
+        if self._negotiated == (name == CAPABILITIES.name):
             raise CommandError(
-                "Expecting capabilities negotiation with 'qmp_capabilities'", COMMAND_NOT_FOUND
+                "Capabilities negotiation is already complete, command ignored"
+                if self._negotiated
+                else "Expecting capabilities negotiation with 'qmp_capabilities'",
+                COMMAND_NOT_FOUND,
             )
+        self._may_run(name, self.peer)
         log.debug("control client (%s): %s", self.peer, name)
         result = await self._registry.call(name, arguments, self.peer)
+        self._negotiated = True  # the first command that gets here is qmp_capabilities
         return {} if result is None else result
 
 
@@ -277,7 +319,16 @@ def _parse_request(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _peer_of(stream: trio.SocketStream) -> Peer:
-    """SO_PEERCRED (unix(7)): struct ucred, three ints."""
+    """SO_PEERCRED (unix(7)): struct ucred, three ints; and the supplementary groups."""
     size = struct.calcsize("3i")
     credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    return Peer(*struct.unpack("3i", credentials))
+    pid, uid, gid = struct.unpack("3i", credentials)
+    return Peer(pid, uid, gid, _groups_of(stream))
+
+
+def _groups_of(stream: trio.SocketStream) -> frozenset[int] | None:
+    try:
+        data = stream.socket.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GROUPS_BYTES)
+    except OSError:  # ERANGE: it has more
+        return None
+    return frozenset(struct.unpack(f"{len(data) // 4}I", data))

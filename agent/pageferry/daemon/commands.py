@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any, Final
 
+from pageferry.control import declarations
 from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
-from pageferry.control.registry import Argument, ArgumentType, Command, Peer, Registry
+from pageferry.control.registry import Peer, Registry
+from pageferry.control.server import Access
 from pageferry.daemon.config import Config
 from pageferry.daemon.guests import Guest
 from pageferry.daemon.hooks import Hooks
@@ -18,22 +20,11 @@ from pageferry.net.address import Address, parse_address
 
 log = logging.getLogger(__name__)
 
-_GUEST: Final = Argument("guest", ArgumentType.STR)
-_GUEST_OR_ANY: Final = Argument("guest", ArgumentType.STR, optional=True)
-_ID_OR_ANY: Final = Argument("migration-id", ArgumentType.STR, optional=True)
+HISTORY_LIMIT: Final = 100
+"""Records in an answer unless the client says otherwise: about 200 KiB."""
 
-_PARAMETER_TYPES: Final = {
-    "downtime-limit": ArgumentType.INT,
-    "page-in-window": ArgumentType.SIZE,
-    "channels": ArgumentType.INT,
-    "max-rounds": ArgumentType.INT,
-    "residency-way": ArgumentType.STR,
-    "verify": ArgumentType.BOOL,
-    "timeout": ArgumentType.NUMBER,
-}
-PARAMETER_ARGUMENTS: Final = tuple(
-    Argument(key, _PARAMETER_TYPES[key], optional=True) for key in KEYS.values()
-)
+MAX_CELLS: Final = 1 << 16
+"""Cells of a residency map: a picture of 256 by 256, at most some 800 KiB of JSON a block."""
 
 Arguments = dict[str, Any]
 
@@ -46,69 +37,42 @@ def parse_uri(uri: str) -> Address:
 class Commands:
     """Their implementation. Everything is checked before anything is done."""
 
-    def __init__(self, config: Config, supervisor: Supervisor, hooks: Hooks) -> None:
+    def __init__(
+        self, config: Config, supervisor: Supervisor, hooks: Hooks, may_change: Access
+    ) -> None:
         self._config = config
         self._supervisor = supervisor
         self._hooks = hooks
+        self._may_change = may_change
 
     def register(self, registry: Registry) -> None:
         """Add them to *registry*."""
-        registry.add(
-            Command("query-status", self._query_status, summary="state of the daemon"),
-            Command("query-guests", self._query_guests, summary="guests of this host"),
-            Command(
-                "migrate",
-                self._migrate,
-                (
-                    _GUEST,
-                    Argument("uri", ArgumentType.STR),
-                    Argument("destination-guest", ArgumentType.STR, optional=True),
-                    Argument("parameters", ArgumentType.OBJECT, optional=True),
-                ),
-                "start a migration; returns its ID at once",
-            ),
-            Command(
-                "migrate-cancel",
-                self._migrate_cancel,
-                (_ID_OR_ANY, _GUEST_OR_ANY),
-                "ask for a migration to be cancelled",
-            ),
-            Command(
-                "query-migrate",
-                self._query_migrate,
-                (_ID_OR_ANY, _GUEST_OR_ANY),
-                "one migration: of this ID, the guest's last, or the last of all",
-            ),
-            Command("query-migrations", self._query_migrations, summary="all migrations known"),
-            Command(
-                "migrate-set-parameters",
-                self._set_parameters,
-                (_ID_OR_ANY, _GUEST_OR_ANY, *PARAMETER_ARGUMENTS),
-                "of a running migration, or else of those that start from now on",
-            ),
-            Command(
-                "query-migrate-parameters",
-                self._query_parameters,
-                (_ID_OR_ANY, _GUEST_OR_ANY),
-                "of a migration, or else of those that start from now on",
-            ),
-            Command(
-                "migrate-recover",
-                self._recover,
-                (_ID_OR_ANY,),
-                "settle a migration whose outcome is unknown, or all that are left over here",
-            ),
-            Command("query-residency", self._residency, (_GUEST,), "resident, swapped, holes"),
-            Command("query-doctor", self._doctor, summary="what this host offers to migrations"),
-        )
+        registry.events = declarations.EVENTS
+        for declaration, handler in (
+            (declarations.QUERY_STATUS, self._query_status),
+            (declarations.QUERY_GUESTS, self._query_guests),
+            (declarations.MIGRATE, self._migrate),
+            (declarations.MIGRATE_CANCEL, self._migrate_cancel),
+            (declarations.QUERY_MIGRATE, self._query_migrate),
+            (declarations.QUERY_MIGRATIONS, self._query_migrations),
+            (declarations.QUERY_MIGRATE_HISTORY, self._query_history),
+            (declarations.MIGRATE_SET_PARAMETERS, self._set_parameters),
+            (declarations.QUERY_MIGRATE_PARAMETERS, self._query_parameters),
+            (declarations.MIGRATE_RECOVER, self._recover),
+            (declarations.QUERY_RESIDENCY, self._residency),
+            (declarations.QUERY_DOCTOR, self._doctor),
+        ):
+            registry.add(declaration, handler)
 
-    async def _query_status(self, _arguments: Arguments, _peer: Peer) -> Arguments:
+    async def _query_status(self, _arguments: Arguments, peer: Peer) -> Arguments:
+        stopping = self._supervisor.is_stopping
         return {
-            "status": "running",
-            "running": True,
+            "status": "stopping" if stopping else "running",
+            "running": not stopping,
             "migrations": len(self._supervisor.migrations.running()),
             "listen": str(self._config.listen),
             "state-directory": str(self._config.state_directory),
+            "access": "full" if self._may_change(peer) else "read-only",
         }
 
     async def _query_guests(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
@@ -160,8 +124,14 @@ class Commands:
     async def _query_migrations(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
         return [migration.info for migration in self._supervisor.migrations]
 
+    async def _query_history(self, arguments: Arguments, _peer: Peer) -> list[Arguments]:
+        limit = arguments.get("limit", HISTORY_LIMIT)
+        if limit < 1:
+            raise CommandError("Parameter 'limit' expects a number from 1")
+        return self._supervisor.history.newest(arguments.get("guest"), limit)
+
     async def _set_parameters(self, arguments: Arguments, _peer: Peer) -> None:
-        values = {key: value for key, value in arguments.items() if key in _PARAMETER_TYPES}
+        values = {key: value for key, value in arguments.items() if key in KEYS.values()}
         if "migration-id" in arguments or "guest" in arguments:
             await self._supervisor.set_parameters(self._chosen_or_error(arguments), values)
         else:
@@ -179,10 +149,13 @@ class Commands:
             raise CommandError(str(error)) from error
 
     async def _residency(self, arguments: Arguments, _peer: Peer) -> Arguments:
+        cells = arguments.get("cells")
+        if cells is not None and not 1 <= cells <= MAX_CELLS:
+            raise CommandError(f"Parameter 'cells' expects a number from 1 to {MAX_CELLS}")
         guest = self._supervisor.guests.by_reference(arguments["guest"])
         if self._supervisor.is_busy(guest):
             raise CommandError("the guest is in a migration; its QMP socket takes one client only")
-        return await self._hooks.residency(guest.qmp)
+        return await self._hooks.residency(guest.qmp, cells)
 
     async def _doctor(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
         return await self._hooks.probe()

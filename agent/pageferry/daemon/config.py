@@ -7,6 +7,7 @@ silently not apply. Every error names the file, the line and the key, and says w
 from __future__ import annotations
 
 import difflib
+import grp
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ GUEST_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:+-]{0,127}")
 _DAEMON_KEYS: Final = (
     "control-socket",
     "control-socket-mode",
+    "read-only-group",
     "listen",
     "state-directory",
     "plaintext",
@@ -54,6 +56,7 @@ class Config:
 
     control_socket: Path = DEFAULT_SOCKET
     control_socket_mode: int = 0o600
+    read_only_gid: int | None = None
     listen: Address = field(default_factory=lambda: Address("127.0.0.1"))
     state_directory: Path = DEFAULT_STATE_DIRECTORY
     plaintext: bool = False
@@ -97,9 +100,13 @@ class _Reader:
         daemon = self._table((), values, "daemon")
         self._check_keys(("daemon",), daemon, _DAEMON_KEYS)
         base = Config()
+        read_only_gid = self._group(daemon, "read-only-group")
         config = Config(
             control_socket=self._path(daemon, "control-socket", base.control_socket),
-            control_socket_mode=self._mode(daemon, base.control_socket_mode),
+            control_socket_mode=self._mode(
+                daemon, 0o660 if read_only_gid is not None else base.control_socket_mode
+            ),
+            read_only_gid=read_only_gid,
             listen=self._listen(daemon, base.listen),
             state_directory=self._path(daemon, "state-directory", base.state_directory),
             plaintext=self._flag(daemon, "plaintext"),
@@ -154,6 +161,21 @@ class _Reader:
                 ("daemon", key), f"{value!r} is no truth value", "write true or false"
             )
         return value
+
+    def _group(self, daemon: Mapping[str, Any], key: str) -> int | None:
+        if key not in daemon:
+            return None
+        value = daemon[key]
+        if not isinstance(value, str):
+            raise self._error(("daemon", key), f"{value!r} is no text", "write the group's name")
+        try:
+            return grp.getgrnam(value).gr_gid
+        except KeyError:
+            raise self._error(
+                ("daemon", key),
+                f"there is no group {value!r} on this host",
+                f"make it (groupadd --system {value}), or name another",
+            ) from None
 
     def _mode(self, daemon: Mapping[str, Any], default: int) -> int:
         key = "control-socket-mode"

@@ -26,9 +26,9 @@ def _journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
     return str(phase), str(detail)
 
 
-async def _residency(qmp: Path) -> dict[str, Any]:
+async def _residency(qmp: Path, cells: int | None) -> dict[str, Any]:
     inspection = importlib.import_module("pageferry.migration.inspection")
-    summary: dict[str, Any] = await inspection.guest_residency(qmp)
+    summary: dict[str, Any] = await inspection.guest_residency(qmp, cells)
     return summary
 
 
@@ -52,5 +52,5 @@ class Hooks:
 
     settle: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _settle
     journalled_phase: Callable[[Path, str], tuple[str, str]] = _journalled_phase
-    residency: Callable[[Path], Awaitable[dict[str, Any]]] = _residency
+    residency: Callable[[Path, int | None], Awaitable[dict[str, Any]]] = _residency
     probe: Callable[[], Awaitable[list[dict[str, Any]]]] = _probe

@@ -19,6 +19,7 @@ import trio
 from pageferry import __version__
 from pageferry.control.registry import Registry
 from pageferry.control.server import ControlServer, bind_control_socket
+from pageferry.daemon.access import access_for
 from pageferry.daemon.commands import Commands
 from pageferry.daemon.config import DEFAULT_PATH, Config, load_config
 from pageferry.daemon.hooks import Hooks
@@ -118,7 +119,9 @@ class _Sockets:
 
 async def _open_sockets(config: Config) -> _Sockets:
     """All that can fail at start-up, before anything runs."""
-    control = bind_control_socket(config.control_socket, config.control_socket_mode)
+    control = bind_control_socket(
+        config.control_socket, config.control_socket_mode, config.read_only_gid
+    )
     try:
         return _Sockets(control, await open_listeners(config.listen))
     except BaseException:
@@ -141,9 +144,9 @@ async def run_daemon(
     """
     hooks = hooks or Hooks()
     registry = Registry()
-    server = ControlServer(registry)
+    server = ControlServer(registry, may_change=access_for(config.read_only_gid))
     supervisor = Supervisor(config, server.emit, hooks=hooks, worker_command=worker_command)
-    Commands(config, supervisor, hooks).register(registry)
+    Commands(config, supervisor, hooks, server.may_change).register(registry)
     sockets = await _open_sockets(config)
     try:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -28,6 +29,8 @@ class Migration:
     info: dict[str, Any] = field(default_factory=dict)
     worker: WorkerProcess | None = None
     announced: str = ""
+    announced_residency: tuple[float, dict[str, Any]] = (-1.0, {})
+    started_s: float = field(default_factory=time.time)
     cancel_asked: bool = False
     worker_ended: trio.Event = field(default_factory=trio.Event)
     finished: trio.Event = field(default_factory=trio.Event)

@@ -23,13 +23,14 @@ LastWord = dict[str, Any]
 WORKER_VARIABLE: Final = "PAGEFERRY_MIGRATION_ID"
 """In each worker's environment, so that a daemon can find workers of the one before it."""
 
-_STATUS_OF_PHASE: Final = {
+STATUS_OF_PHASE: Final = {
     SourcePhase.COMPLETED.value: "completed",
     SourcePhase.CANCELLED.value: "cancelled",
     SourcePhase.FAILED.value: "failed",
     DestinationPhase.RUNNING.value: "completed",
     DestinationPhase.ABORTED.value: "failed",
 }
+"""MigrationStatus for each phase after which nothing follows."""
 _UNKNOWN_STATE: Final = "not known: do not start it anywhere"
 
 
@@ -55,7 +56,7 @@ async def settle_after_death(
     log.warning("%s: settled: %s", migration_id, message)
     if not settled:
         return _word(migration, "unknown", died, message, advice)
-    status = _STATUS_OF_PHASE.get(phase, "failed")
+    status = STATUS_OF_PHASE.get(phase, "failed")
     if status == "completed":
         return {"info": {**migration.info, "status": status}, "error": None}
     return _word(migration, status, died, message, "see the daemon's log, and try again")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
 from pageferry.daemon.config import Config
 from pageferry.daemon.descriptors import FdOwner
 from pageferry.daemon.guests import Guest, GuestDirectory
+from pageferry.daemon.history import History, record_of
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration, MigrationLog
 from pageferry.daemon.settling import (
@@ -42,6 +44,9 @@ log = logging.getLogger(__name__)
 CANCEL_ANSWER_S = 5.0
 """How long the worker may take to say whether it cancels; its status tells later, too."""
 
+RESIDENCY_EVENT_S = 1.0
+"""Least time between two MIGRATION_RESIDENCY events of one migration."""
+
 Emit = Callable[[str, dict[str, Any]], None]
 Packet = dict[str, Any]
 
@@ -59,6 +64,7 @@ class Supervisor:
     ) -> None:
         self.guests = GuestDirectory(config)
         self.migrations = MigrationLog()
+        self.history = History(config.state_directory)
         self.defaults = config.defaults
         self._config = config
         self._emit = emit
@@ -71,6 +77,7 @@ class Supervisor:
         """Watch over workers until cancelled. Cancelling abandons them: call `shutdown` first."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await self._take_in_journals()
             task_status.started()
             await trio.sleep_forever()
 
@@ -202,11 +209,20 @@ class Supervisor:
         else:
             wanted = [migration_id]
         told = await settle_open(self._hooks.settle, state_dir, wanted)
+        await self._take_in_journals()
         if migration_id is not None and not told:
             raise CommandError(
                 f"this host has no journal of migration {migration_id[:64]}", DEVICE_NOT_FOUND
             )
         return told
+
+    async def _take_in_journals(self) -> None:
+        await trio.to_thread.run_sync(self.history.take_in_journals, time.time_ns())
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more migrations are taken."""
+        return self._stopping
 
     def is_busy(self, guest: Guest) -> bool:
         """Whether a migration of *guest* runs."""
@@ -306,6 +322,7 @@ class Supervisor:
         if packet["type"] == "status":
             migration.update(packet["info"])
             self._announce(migration)
+            self._announce_residency(migration)
         elif packet["type"] == "cancel-answer":
             migration.answer_cancel(bool(packet["accepted"]))
         elif packet["type"] == "event" and packet["event"] != "MIGRATION":
@@ -316,6 +333,23 @@ class Supervisor:
         if migration.status != migration.announced:
             migration.announced = migration.status
             self._emit("MIGRATION", {"status": migration.status, **_identity(migration)})
+
+    def _announce_residency(self, migration: Migration) -> None:
+        counts = migration.info.get("residency") or {}
+        told_at, told = migration.announced_residency
+        now = trio.current_time()
+        if counts == told or now - told_at < RESIDENCY_EVENT_S:
+            return
+        migration.announced_residency = (now, counts)
+        self._emit(
+            "MIGRATION_RESIDENCY",
+            {
+                "phase": migration.info.get("phase", ""),
+                "elapsed": migration.info.get("total-time", 0),
+                **{key: value for key, value in counts.items() if key != "way"},
+                **_identity(migration),
+            },
+        )
 
     async def _settle(self, migration: Migration, how: str) -> Packet:
         """After a worker died. Returns the last word that it owed."""
@@ -329,6 +363,7 @@ class Supervisor:
 
     def _end(self, migration: Migration, info: dict[str, Any], error: Packet | None) -> None:
         migration.finish(info, error)
+        self.history.add(record_of(migration.info, migration.started_s, time.time()))
         if error is None:
             log.info("%s: %s", migration.migration_id, migration.status)
         else:

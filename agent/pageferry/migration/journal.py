@@ -46,6 +46,10 @@ class JournalState:
     phase: str
     notes: dict[str, Any]
     path: Path
+    began_ns: int = 0
+    """When the first record was written, in nanoseconds since 1970."""
+    ended_ns: int = 0
+    """When the last one was."""
 
 
 def journal_path(state_dir: Path, migration_id: str, role: str) -> Path:
@@ -153,7 +157,16 @@ def read_journal(path: Path) -> JournalState | None:
     for record in _complete_records(data, path):
         notes = dict(state.notes) if state else {}
         notes.update(record["notes"])
-        state = JournalState(record["migration-id"], record["role"], record["phase"], notes, path)
+        written_ns = int(record.get("time-ns", 0))
+        state = JournalState(
+            record["migration-id"],
+            record["role"],
+            record["phase"],
+            notes,
+            path,
+            state.began_ns if state else written_ns,
+            written_ns,
+        )
     return state
 
 

@@ -37,8 +37,8 @@ class Link:
     async def send(self, packet: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send one packet with duplicates of *fds*; the caller keeps its own.
 
-        Raises LinkLostError when the other end is gone. After a cancellation the packet has been
-        sent whole or not at all.
+        Raises LinkLostError when the other end is gone, or this one was closed. After a
+        cancellation the packet has been sent whole or not at all.
         """
         data = json.dumps(packet, separators=(",", ":")).encode()
         if len(data) > PACKET_BYTES:
@@ -48,8 +48,10 @@ class Link:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         try:
             async with self._send_lock:
+                if self._socket.fileno() < 0:
+                    raise LinkLostError("this end of the link was closed")
                 await self._socket.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
-        except (BrokenPipeError, ConnectionError) as error:
+        except (BrokenPipeError, ConnectionError, trio.ClosedResourceError) as error:
             raise LinkLostError("the process at the other end is gone") from error
 
     async def receive(self) -> tuple[dict[str, Any], list[int]]:

@@ -124,8 +124,9 @@ class Progress:
                 "count": len(self.drain_ns),
                 "longest-ms": round(max(self.drain_ns, default=0) / 1e6, 3),
             },
-            "verified": self.verified,
         }
+        if self.verified is not None:
+            info["verified"] = self.verified
         if self.downtime_ns is not None:
             # A fraction of a millisecond is not QAPI's, but 6 and 7 ms are worth telling apart.
             info["downtime"] = round(self.downtime_ns / 1e6, 3)

@@ -1,0 +1,276 @@
+"""The types that commands and events of the control socket are made of.
+
+Names are QAPI's (qapi/migration.json) where they mean the same; times are in milliseconds there,
+sizes in bytes. What is ours beside them says so by its name or stands in an object of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pageferry.control.schema import (
+    ANY,
+    BOOL,
+    INT,
+    NUMBER,
+    SIZE,
+    STR,
+    Array,
+    Enum,
+    Member,
+    Struct,
+    Type,
+)
+from pageferry.model.parameters import RESIDENCY_WAYS
+
+
+def _optional(name: str, kind: Type, doc: str) -> Member:
+    return Member(name, kind, doc, optional=True)
+
+
+ROLE: Final = Enum("MigrationRole", ("source", "destination"), "which side of it this host is")
+
+STATUS: Final = Enum(
+    "MigrationStatus",
+    (
+        *("none", "setup", "cancelling", "cancelled", "active"),
+        *("completed", "failed", "pre-switchover", "device"),
+    ),
+    "QAPI's states, as far as they occur; the last three words are completed, failed, cancelled",
+)
+
+WAY: Final = Enum("ResidencyWay", RESIDENCY_WAYS, "how it is learnt who is swapped, best first")
+
+PARAMETERS: Final = (
+    _optional("downtime-limit", INT, "longest downtime to aim for, in milliseconds"),
+    _optional(
+        "page-in-window",
+        SIZE,
+        "bytes of cold pages that may be in memory at a time; chosen by the headroom unless given",
+    ),
+    _optional("channels", INT, "data connections"),
+    _optional("max-rounds", INT, "give up when the rest does not fit the limit after so many"),
+    _optional("residency-way", WAY, "the best that works, unless given"),
+    _optional("verify", BOOL, "compare a hash of all memory while the guest is stopped"),
+    _optional("timeout", NUMBER, "give up after so many seconds; without it, never"),
+)
+"""What may be set for a migration. model/parameters.py has defaults and limits."""
+
+MIGRATE_PARAMETERS: Final = Struct("MigrateParameters", PARAMETERS)
+
+VERSION: Final = Struct(
+    "VersionInfo",
+    (
+        Member(
+            "qemu",
+            Struct("VersionTriple", tuple(Member(k, INT) for k in ("major", "minor", "micro"))),
+            "pageferry's version, where clients of QMP look for one",
+        ),
+        Member("package", STR, "the same in words"),
+    ),
+)
+
+COMMAND_INFO: Final = Struct("CommandInfo", (Member("name", STR),))
+
+SCHEMA_INFO: Final = Struct(
+    "SchemaInfo",
+    (
+        Member("name", STR),
+        Member(
+            "meta-type",
+            Enum("SchemaMetaType", ("builtin", "enum", "array", "object", "command", "event")),
+        ),
+        _optional("json-type", STR, "of a builtin"),
+        _optional("element-type", STR, "of an array"),
+        _optional("values", Array(STR), "of an enum"),
+        _optional(
+            "members",
+            Array(
+                Struct(
+                    "SchemaInfoMember",
+                    (
+                        Member("name", STR),
+                        _optional("type", STR, "of an object's member"),
+                        _optional("default", ANY, "null where the member may be left out"),
+                    ),
+                )
+            ),
+            "of an enum or an object",
+        ),
+        _optional("arg-type", STR, "of a command or an event"),
+        _optional("ret-type", STR, "of a command"),
+        _optional("features", Array(STR), '"unstable": may change between versions'),
+    ),
+    "qapi/introspect.json of QEMU",
+)
+
+ERROR: Final = Struct(
+    "ErrorReport",
+    (
+        Member(
+            "kind",
+            STR,
+            "refused, failed, cancelled, unknown, peer, peer-lost, qemu, kernel, tracking-lost,"
+            " configuration, denied",
+        ),
+        Member("message", STR, "what happened"),
+        Member("guest-state", STR, "where the guest is and whether it runs"),
+        Member("advice", STR, "what to do"),
+    ),
+)
+
+RAM: Final = Struct(
+    "MigrationRAMInfo",
+    (
+        Member("transferred", SIZE, "bytes of page contents sent"),
+        Member("remaining", SIZE, "left of this phase"),
+        _optional("total", SIZE, "length of the guest's RAM"),
+        _optional("duplicate", INT, "pages that held only zeros, sent as runs"),
+        _optional("normal", INT, "pages sent with their contents"),
+        _optional("normal-bytes", SIZE, "the same in bytes"),
+        _optional("dirty-sync-count", INT, "rounds begun"),
+        _optional("mbps", NUMBER, "megabits per second over the whole time"),
+        _optional("pages-per-second", INT, "over the last second"),
+        _optional("dirty-pages-rate", INT, "pages written per second, in the last round"),
+        _optional("page-size", SIZE, "4096"),
+    ),
+)
+
+RESIDENCY_COUNTS: Final = (
+    Member("cold-bytes", SIZE, "swapped when the migration began"),
+    Member("paged-in-bytes", SIZE, "read from swap by the migration"),
+    Member("paged-out-bytes", SIZE, "given back to swap by it"),
+    _optional("kept-bytes", SIZE, "read, and then in use by the guest: left in memory"),
+    _optional("punched-bytes", SIZE, "given back by the guest meanwhile: holes at the end"),
+    _optional("window-bytes", SIZE, "the page-in window"),
+    _optional("way", STR, "how it was learnt who is swapped; empty until known"),
+)
+
+MIGRATION_INFO: Final = Struct(
+    "MigrationInfo",
+    (
+        _optional("status", STATUS, ""),
+        _optional("phase", STR, "look, arm, cold, resident, rounds, switchover, commit, done"),
+        _optional("migration-id", STR, ""),
+        _optional("guest", STR, "its name here, or the path of its QMP socket"),
+        _optional("role", ROLE, ""),
+        _optional("destination", STR, "host and port; empty on the destination"),
+        _optional("total-time", INT, "milliseconds so far, or in all"),
+        _optional("setup-time", INT, "milliseconds until the first page was sent"),
+        _optional("downtime", NUMBER, "milliseconds without a running vCPU anywhere"),
+        _optional("expected-downtime", INT, "milliseconds, if it were stopped now"),
+        _optional("ram", RAM, ""),
+        _optional("residency", Struct("MigrationResidency", RESIDENCY_COUNTS), ""),
+        _optional(
+            "progress",
+            Struct(
+                "PhaseProgress",
+                (
+                    Member("phase-done-bytes", SIZE, ""),
+                    Member("phase-total-bytes", SIZE, "0 where a phase cannot be measured"),
+                ),
+            ),
+            "of the phase; never runs backwards within one",
+        ),
+        _optional(
+            "drains",
+            Struct("DrainInfo", (Member("count", INT, ""), Member("longest-ms", NUMBER, ""))),
+            "waits for the guest's block I/O",
+        ),
+        _optional("verified", BOOL, "whether all memory was compared and is the same"),
+        _optional("error-desc", STR, "the error's message, as in QAPI"),
+        _optional("error", ERROR, "all of the error"),
+    ),
+    "Empty for a guest that has not been migrated.",
+)
+
+GUEST_INFO: Final = Struct(
+    "GuestInfo",
+    (
+        Member("name", STR, ""),
+        Member("qmp", STR, "path of its QMP socket"),
+        Member("configured", BOOL, "by name, rather than found by guest-sockets"),
+        Member("present", BOOL, "whether the socket is there"),
+        Member("status", STATUS, "of its last migration"),
+        _optional("migration-id", STR, "of its last migration"),
+        _optional("role", ROLE, "in its last migration"),
+    ),
+)
+
+DAEMON_STATUS: Final = Struct(
+    "StatusInfo",
+    (
+        Member("status", Enum("DaemonState", ("running", "stopping")), ""),
+        Member("running", BOOL, ""),
+        Member("migrations", INT, "that run now"),
+        Member("listen", STR, "where other agents connect"),
+        Member("state-directory", STR, ""),
+        Member("access", Enum("Access", ("full", "read-only")), "of this client"),
+    ),
+)
+
+RESIDENCY_BYTES: Final = (
+    Member("resident-bytes", SIZE, "in memory"),
+    Member("swapped-bytes", SIZE, "in swap"),
+    Member("hole-bytes", SIZE, "never allocated, or given back"),
+)
+
+RESIDENCY: Final = Struct(
+    "ResidencyInfo",
+    (
+        Member("way", WAY, ""),
+        Member("total", Struct("ResidencyBytes", RESIDENCY_BYTES), "of all blocks"),
+        Member(
+            "blocks",
+            Array(
+                Struct(
+                    "BlockResidency",
+                    (
+                        Member("name", STR, "of the RAM block"),
+                        *RESIDENCY_BYTES,
+                        _optional("cell-bytes", SIZE, "what each number of the map stands for"),
+                        _optional("resident-map", Array(INT), "resident pages, cell by cell"),
+                        _optional("swapped-map", Array(INT), "swapped pages, cell by cell"),
+                    ),
+                )
+            ),
+            "",
+        ),
+    ),
+)
+
+SETTLEMENT: Final = Struct(
+    "Settlement",
+    (
+        Member("migration-id", STR, ""),
+        Member("settled", BOOL, "false while a person or the other host is needed"),
+        Member("message", STR, ""),
+        _optional("role", STR, ""),
+        _optional("guest", STR, ""),
+        _optional("phase", STR, "as the journal has it"),
+    ),
+)
+
+HISTORY_ENTRY: Final = Struct(
+    "MigrationRecord",
+    (
+        Member("migration-id", STR, ""),
+        Member("role", ROLE, ""),
+        Member("guest", STR, ""),
+        Member("status", STATUS, "how it ended"),
+        Member("started", NUMBER, "seconds since 1970"),
+        Member("ended", NUMBER, "seconds since 1970"),
+        _optional("destination", STR, "of a source"),
+        _optional("reason", STR, "why it did not complete"),
+        _optional("info", MIGRATION_INFO, "its last state; missing where only the journal is left"),
+    ),
+)
+
+PROBE: Final = Struct(
+    "ProbeInfo",
+    (
+        Member("name", STR, ""),
+        Member("degree", Enum("ProbeDegree", ("supported", "absent", "denied")), ""),
+        Member("reason", STR, "why, and what would change it"),
+    ),
+)
