@@ -59,6 +59,25 @@ def test_reads_ahead_up_to_the_window_and_no_further(monkeypatch: pytest.MonkeyP
     assert reads.total == 80
 
 
+def test_the_window_can_be_changed_while_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads(monkeypatch)
+    feeder = ColdFeeder(_batches(20, 16), 32 * PAGE_BYTES)
+    first = feeder.next()
+    assert first is not None
+    assert reads.total == 32
+    feeder.set_window(64 * PAGE_BYTES)
+    second = feeder.next()
+    assert second is not None
+    third = feeder.next()
+    assert third is not None
+    assert reads.total == 64
+    feeder.set_window(16 * PAGE_BYTES)
+    for batch in (first, second, third):
+        feeder.done(batch)
+    assert feeder.next() is not None
+    assert reads.total == 64  # what was read ahead is all there may be
+
+
 def test_a_batch_larger_than_the_window_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch)
     feeder = ColdFeeder(_batches(2, 64), 16 * PAGE_BYTES)

@@ -70,6 +70,13 @@ class Carry:
     _last_round: tuple[int, int] = (0, 0)
     _scanned_ns: int = 0
 
+    def tune(self, parameters: MigrationParameters) -> None:
+        """Go on with other parameters: from the next decision on, and at once for the window."""
+        self.parameters = parameters
+        if parameters.window_bytes is not None:
+            self.progress.window_bytes = parameters.window_bytes
+            self.sender.set_window(parameters.window_bytes)
+
     async def first_pass(self) -> None:
         """Round 1: swapped pages through the window, then resident ones, QEMU's mapped ones
         last."""

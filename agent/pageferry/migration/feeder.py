@@ -108,6 +108,12 @@ class ColdFeeder(Feeder):
             self._pages_in -= batch.runs.pages
             self._room.notify_all()
 
+    def set_window(self, window_bytes: int) -> None:
+        """From now on at most so much, and at least one batch. What is in already stays."""
+        with self._room:
+            self._window_pages = max(1, window_bytes // PAGE_BYTES)
+            self._room.notify_all()
+
     def stop(self) -> None:
         with self._room:
             self._stopped = True

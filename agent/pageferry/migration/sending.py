@@ -99,6 +99,12 @@ class RamSender:
         """Send the barrier on every channel. Returns the frames that each had."""
         return [channel.barrier(round_number) for channel in self._channels]
 
+    def set_window(self, window_bytes: int) -> None:
+        """Change the page-in window of the cold pass that runs, if one does. From any thread."""
+        feeder = self._feeder
+        if isinstance(feeder, ColdFeeder):
+            feeder.set_window(window_bytes)
+
     def stop(self) -> None:
         """End a pass from another thread, for good: no channel can be used afterwards."""
         self._stopped = True

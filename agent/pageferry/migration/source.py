@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import trio
 
@@ -36,6 +37,7 @@ from pageferry.migration.outcome import explained
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
+from pageferry.migration.tuning import Tuning
 from pageferry.migration.watch import check_blocks, watch_guest
 from pageferry.migration.writes import GuestWrites
 from pageferry.model.errors import (
@@ -44,6 +46,7 @@ from pageferry.model.errors import (
     PageferryError,
     PeerLostError,
 )
+from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
 from pageferry.qemu.look import GuestView, look
 from pageferry.qemu.monitor import Monitor, open_monitor
@@ -66,6 +69,11 @@ class SourceMigration:
         self.progress.destination = f"{job.host}:{job.port}"
         self._report_pass = report_pass
         self._cancellation = Cancellation()
+        self._tuning = Tuning(job.parameters)
+
+    def set_parameters(self, values: Mapping[str, Any]) -> None:
+        """Change parameters from now on. Raises RefusedError, and then nothing has changed."""
+        self._tuning.change(values)
 
     def cancel(self) -> bool:
         """Give up, unless the commit has begun: then nothing happens and the answer is False."""
@@ -126,6 +134,7 @@ class SourceMigration:
                         cancellation=self._cancellation,
                         books=books,
                         report_pass=self._report_pass,
+                        tuning=self._tuning,
                     )
                     await departure.run()
 
@@ -180,6 +189,7 @@ class Departure:
     cancellation: Cancellation
     books: _Books
     report_pass: Callable[[int], Awaitable[None]]
+    tuning: Tuning
 
     async def run(self) -> None:
         """Carry, hand over, commit; or undo."""
@@ -202,8 +212,13 @@ class Departure:
         ready = await negotiate(self.peer, self.job, self.view, self.blocks)
         channels = await attach_channels(self.peer, self.job, ready)
         stack.callback(_close_channels, channels)
-        timeout_s = self.job.parameters.timeout_s
-        with trio.move_on_after(math.inf if timeout_s is None else timeout_s) as limit:
+        began = trio.current_time()
+        with trio.CancelScope(deadline=_deadline(began, self.tuning.parameters)) as limit:
+
+            def move_deadline(parameters: MigrationParameters) -> None:
+                limit.deadline = _deadline(began, parameters)
+
+            self.tuning.on_change(move_deadline)
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(self.peer.raise_when_failed)
                 watchers.start_soon(watch_guest, self.monitor)
@@ -211,7 +226,8 @@ class Departure:
                 watchers.cancel_scope.cancel()
         if limit.cancelled_caught:
             raise MigrationFailedError(
-                f"the migration was not finished within its timeout of {timeout_s:g} s",
+                "the migration was not finished within its timeout of"
+                f" {self.tuning.parameters.timeout_s:g} s",
                 advice="raise the timeout, or try again when guest and hosts are less busy",
             )
 
@@ -238,16 +254,17 @@ class Departure:
             reader=self.reader,
             peer=self.peer,
             progress=self.progress,
-            parameters=self.job.parameters,
+            parameters=self.tuning.parameters,
             check_guest=self._check_guest,
             enter=self.journal.record,
         )
+        self.tuning.on_change(carry.tune)
         await writes.drained()
         self.progress.setup_ns = time.monotonic_ns() - self.progress.started_ns
         await carry.first_pass()
         await self.journal.record(SourcePhase.ROUNDS)
         owed = await carry.rounds()
-        await handover.run(carry, owed, verify=self.job.parameters.verify)
+        await handover.run(carry, owed, verify=self.tuning.parameters.verify)
 
     async def _drain(self) -> float:
         return await drain(self.monitor)
@@ -278,6 +295,10 @@ class Departure:
                     continue
             except PageferryError:
                 return
+
+
+def _deadline(began: float, parameters: MigrationParameters) -> float:
+    return math.inf if parameters.timeout_s is None else began + parameters.timeout_s
 
 
 def _close_channels(channels: list[Channel]) -> None:

@@ -34,6 +34,9 @@ KEYS = {
 }
 """The key of each attribute on the control socket and in the configuration."""
 
+CHANGEABLE = frozenset({"downtime-limit", "page-in-window", "max-rounds", "verify", "timeout"})
+"""Keys that may be set while a migration runs: the rest is settled with the other agent first."""
+
 
 @dataclass(frozen=True, slots=True)
 class MigrationParameters:
@@ -94,6 +97,18 @@ class MigrationParameters:
         """All that is set, by its key; what is left to be chosen (None) is left out."""
         values = {key: getattr(self, attribute) for attribute, key in KEYS.items()}
         return {key: value for key, value in values.items() if value is not None}
+
+
+def check_changeable(values: Mapping[str, Any]) -> None:
+    """Raise RefusedError when one of these keys cannot be set while a migration runs."""
+    for key in values:
+        if key in KEYS.values() and key not in CHANGEABLE:
+            raise RefusedError(
+                f"{key} cannot be changed while a migration runs",
+                guest_state="as before; the migration goes on",
+                advice=f"cancel and start anew with {key}; what can be changed is"
+                f" {', '.join(sorted(CHANGEABLE))}",
+            )
 
 
 def _check_whole(attribute: str, value: object, least: int, most: int) -> None:
