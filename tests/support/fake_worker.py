@@ -1,8 +1,9 @@
 """A worker that carries nothing: it says over the link what a real one would.
 
-What it does is in the guest's name: ``slow`` runs until cancelled, ``die`` kills itself, ``refuse``
-is refused, ``unknown`` ends with an unknown outcome, ``committed`` refuses to be cancelled until it
-has been asked, anything else completes after a few reports. ``--record FILE`` appends every packet.
+What it does is in the guest's name: ``slow`` runs until cancelled, ``stubborn`` too and takes no
+parameters, ``die`` kills itself, ``refuse`` is refused, ``unknown`` ends with an unknown outcome,
+``committed`` refuses to be cancelled until it has been asked, anything else completes after a few
+reports. ``--record FILE`` appends every packet.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class FakeWorker:
         self._cancelled = trio.Event()
         self._asked = trio.Event()
         self._way = ""
+        self._job: dict[str, Any] = {}
         self._fds: list[int] = []
 
     async def run(self) -> None:
         """The job, to its end."""
         job, self._fds = await self._link.receive()
+        self._job = job
         self._note(job)
         self._way = job["guest"].rsplit("/", 1)[-1].split("-")[0]
         async with trio.open_nursery() as nursery:
@@ -60,6 +63,8 @@ class FakeWorker:
                 "type": "finished",
                 "info": self._info(status, "done" if error is None else "rounds"),
                 "error": error.report() if error else None,
+                "job": self._job,
+                "pid": os.getpid(),
             }
         )
 
@@ -81,6 +86,13 @@ class FakeWorker:
             await self._link.send({"type": "cancel-answer", "accepted": accepted})
             (self._cancelled if accepted else self._asked).set()
 
+        elif packet["type"] == "set":
+            refusal = RefusedError("no", advice="do not") if self._way == "stubborn" else None
+            report = refusal.report() if refusal else None
+            await self._link.send({"type": "set-answer", "error": report})
+        elif packet["type"] == "identify":
+            await self._link.send({"type": "identity", "pid": os.getpid(), "job": self._job})
+
     async def _work(self) -> None:
         if self._way == "refuse":
             raise RefusedError("the RAM is not shared", advice="use share=on")
@@ -91,7 +103,7 @@ class FakeWorker:
             )
             if self._way == "die" and phase == "resident":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self._way == "slow" and phase == "resident":
+            if self._way in ("slow", "stubborn") and phase == "resident":
                 await self._cancelled.wait()
                 raise MigrationCancelledError("cancelled", guest_state="runs on the source")
             if self._way == "committed" and phase == "commit":

@@ -292,6 +292,33 @@ async def test_parameters_of_the_daemon_and_of_a_migration(tmp_path: Path) -> No
         assert (await client.execute("query-migrate-parameters"))["downtime-limit"] == 300
 
 
+async def test_parameters_that_do_not_take_effect_are_an_error(tmp_path: Path) -> None:
+    async with (
+        running_daemon(tmp_path) as bench,
+        open_client(bench.config.control_socket) as client,
+    ):
+        migration_id = await migrate(bench, client, "slow")
+        for values, said in (
+            ({"channels": 3}, "channels cannot be changed"),
+            ({"timeout": 0}, "timeout is 0"),
+        ):
+            with pytest.raises(CommandError, match=said):
+                await client.execute(
+                    "migrate-set-parameters", {**values, "migration-id": migration_id}
+                )
+        assert not [packet for packet in bench.packets() if packet["type"] == "set"]
+        await migrate(bench, client, "stubborn")
+        with pytest.raises(CommandError, match="no") as caught:
+            await client.execute("migrate-set-parameters", {"timeout": 5, "guest": "stubborn"})
+        assert caught.value.report["advice"] == "do not"
+        own = await client.execute("query-migrate-parameters", {"guest": "stubborn"})
+        assert "timeout" not in own
+        ended = await migrate(bench, client, "web")
+        await finished(client, ended)
+        with pytest.raises(CommandError, match="not running"):
+            await client.execute("migrate-set-parameters", {"timeout": 5, "migration-id": ended})
+
+
 async def test_recover_leaves_migrations_alone_that_somebody_sees_to(tmp_path: Path) -> None:
     async with (
         running_daemon(tmp_path) as bench,

@@ -32,8 +32,15 @@ class Migration:
     announced_residency: tuple[float, dict[str, Any]] = (-1.0, {})
     started_s: float = field(default_factory=time.time)
     cancel_asked: bool = False
+    worker_started: trio.Event = field(default_factory=trio.Event)
+    """Set once there is a worker to talk to, or when there will be none."""
     worker_ended: trio.Event = field(default_factory=trio.Event)
     finished: trio.Event = field(default_factory=trio.Event)
+    setting: trio.Lock = field(default_factory=trio.Lock)
+    """Held while parameters are being set."""
+    set_error: dict[str, Any] | None = None
+    set_was_answered: bool = False
+    _set_answered: trio.Event = field(default_factory=trio.Event)
     _cancel_answer: bool | None = None
     _cancel_answered: trio.Event = field(default_factory=trio.Event)
 
@@ -49,6 +56,17 @@ class Migration:
         """The worker says whether it cancels."""
         self._cancel_answer = accepted
         self._cancel_answered.set()
+
+    def await_set_answer(self) -> trio.Event:
+        """Before the worker is asked to set parameters: what its answer, or its end, will set."""
+        self.set_error, self.set_was_answered = None, False
+        self._set_answered = trio.Event()
+        return self._set_answered
+
+    def answer_set(self, error: dict[str, Any] | None) -> None:
+        """The worker says whether it has taken the parameters."""
+        self.set_error, self.set_was_answered = error, True
+        self._set_answered.set()
 
     async def cancel_accepted(self) -> bool | None:
         """Wait for the worker's answer to a cancel; None when it ended without one."""
@@ -85,8 +103,10 @@ class Migration:
             status = "completed"
         self.info["status"] = status
         self.worker = None
+        self.worker_started.set()
         self.worker_ended.set()
         self._cancel_answered.set()
+        self._set_answered.set()
         self.finished.set()
 
 

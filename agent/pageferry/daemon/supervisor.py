@@ -35,7 +35,7 @@ from pageferry.daemon.settling import (
 from pageferry.daemon.worker_process import WORKER_COMMAND, WorkerProcess
 from pageferry.migration.link import LinkLostError
 from pageferry.model.errors import MigrationFailedError, RefusedError
-from pageferry.model.parameters import MigrationParameters
+from pageferry.model.parameters import MigrationParameters, check_changeable
 from pageferry.net.address import Address
 from pageferry.wire.messages import Attach, Hello
 
@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 
 CANCEL_ANSWER_S = 5.0
 """How long the worker may take to say whether it cancels; its status tells later, too."""
+
+SET_ANSWER_S = 5.0
+"""How long the worker may take to say whether it takes new parameters; it does so at once."""
 
 RESIDENCY_EVENT_S = 1.0
 """Least time between two MIGRATION_RESIDENCY events of one migration."""
@@ -185,15 +188,38 @@ class Supervisor:
                 )
 
     async def set_parameters(self, migration: Migration, values: dict[str, Any]) -> None:
-        """Change parameters of a running migration. Raises RefusedError or CommandError."""
+        """Change parameters of a running migration; they are in effect on return.
+
+        Raises RefusedError or CommandError, and then nothing has changed.
+        """
+        check_changeable(values)
         parameters = migration.parameters.updated(values)
+        with trio.move_on_after(SET_ANSWER_S):
+            await migration.worker_started.wait()
         if migration.worker is None:
             raise CommandError(f"migration {migration.migration_id} is not running")
-        try:
-            await migration.worker.send({"type": "set", "parameters": values})
-        except LinkLostError:
-            raise CommandError(f"migration {migration.migration_id} has just ended") from None
-        migration.parameters = parameters
+        if migration.role != "source":
+            raise RefusedError(
+                "a migration's parameters are its source's",
+                guest_state="as before; the migration goes on",
+                advice="set them on the host that the guest comes from",
+            )
+        async with migration.setting:
+            answered = migration.await_set_answer()
+            try:
+                await migration.worker.send({"type": "set", "parameters": values})
+            except LinkLostError:
+                raise CommandError(f"migration {migration.migration_id} has just ended") from None
+            with trio.move_on_after(SET_ANSWER_S):
+                await answered.wait()
+            if not migration.set_was_answered:
+                raise CommandError(
+                    f"the worker of migration {migration.migration_id} does not answer; whether the"
+                    " parameters took effect is not known"
+                )
+            if migration.set_error is not None:
+                raise CommandError(migration.set_error["message"], report=migration.set_error)
+            migration.parameters = parameters
 
     async def recover(self, migration_id: str | None) -> list[dict[str, Any]]:
         """Settle what dead workers left behind: one migration, or all that are open on this host.
@@ -307,6 +333,7 @@ class Supervisor:
             await worker.send(job, fd.numbers)
             fd.close()
             migration.worker = worker
+            migration.worker_started.set()
             if migration.cancel_asked:  # it was asked for before there was a worker to ask
                 await worker.send({"type": "cancel"})
             while (packet := await worker.receive()).get("type") != "finished":
@@ -325,6 +352,8 @@ class Supervisor:
             self._announce_residency(migration)
         elif packet["type"] == "cancel-answer":
             migration.answer_cancel(bool(packet["accepted"]))
+        elif packet["type"] == "set-answer":
+            migration.answer_set(packet["error"])
         elif packet["type"] == "event" and packet["event"] != "MIGRATION":
             # MIGRATION is told from the status, once for each, and last when the worker has ended.
             self._emit(packet["event"], {**packet["data"], **_identity(migration)})

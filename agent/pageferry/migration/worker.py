@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -19,16 +20,20 @@ import trio
 from pageferry.migration.destination import DestinationMigration
 from pageferry.migration.job import DestinationJob, SourceJob
 from pageferry.migration.link import Link, LinkLostError
+from pageferry.migration.outbox import Outbox
 from pageferry.migration.outcome import explained
 from pageferry.migration.progress import Progress
 from pageferry.migration.source import SourceMigration
-from pageferry.model.errors import PageferryError
+from pageferry.model.errors import PageferryError, RefusedError
 
 log = logging.getLogger("pageferry.worker")
 
 STATUS_INTERVAL_S = 0.2
 
 JOB_TIMEOUT_S = 30.0
+
+LAST_WORD_S = 600.0
+"""How long to wait for a daemon that reads the last word; the journal has it in any case."""
 
 
 class Migration(Protocol):
@@ -42,28 +47,37 @@ class Migration(Protocol):
 
 
 class Worker:
-    """Runs one migration and talks to the daemon about it."""
+    """Runs one migration and talks to the daemon about it.
+
+    The daemon may be restarted meanwhile: the link stays open as long as somebody holds its other
+    end (systemd does, see the daemon's handover), and the next daemon asks who we are.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._daemon_is_gone = False
+        self._outbox = Outbox(link)
+        self._job: dict[str, Any] = {}
 
     async def run(self) -> int:
         """Do the job that comes first on the link. Returns the process's exit status."""
         with trio.fail_after(JOB_TIMEOUT_S):
-            packet, fds = await self._link.receive()
-        migration = self._migration(packet, fds)
+            self._job, fds = await self._link.receive()
+        migration = self._migration(self._job, fds)
         error: PageferryError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._obey, migration)
-            nursery.start_soon(self._report, migration.progress)
-            try:
-                await migration.run()
-            except Exception as raised:
-                error = explained(raised)
-                log.info("ended: %s", error.message, exc_info=raised)
-            nursery.cancel_scope.cancel()
-        await self._finish(migration.progress, error)
+        async with trio.open_nursery() as talking:
+            talking.start_soon(self._outbox.run)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, migration)
+                nursery.start_soon(self._obey_signals, migration)
+                nursery.start_soon(self._report, migration.progress)
+                try:
+                    await migration.run()
+                except Exception as raised:
+                    error = explained(raised)
+                    log.info("ended: %s", error.message, exc_info=raised)
+                nursery.cancel_scope.cancel()
+            await self._finish(migration.progress, error)
+            talking.cancel_scope.cancel()
         return 1 if error else 0
 
     def _migration(self, packet: dict[str, Any], fds: list[int]) -> Migration:
@@ -72,56 +86,86 @@ class Worker:
         return DestinationMigration(DestinationJob.from_packet(packet), fds[0])
 
     async def _obey(self, migration: Migration) -> None:
-        """Do what the daemon says, until it is gone: then cancel, as an operator would."""
+        """Do what the daemon says, until it is gone for good: then cancel, as an operator would."""
         while True:
             try:
                 packet, fds = await self._link.receive()
             except LinkLostError:
-                self._daemon_is_gone = True
+                self._outbox.lose()
                 migration.cancel()
                 return
             kind = packet.get("type")
             if kind == "cancel":
-                accepted = migration.cancel()
-                await self._tell({"type": "cancel-answer", "accepted": accepted})
+                self._outbox.say({"type": "cancel-answer", "accepted": migration.cancel()})
+            elif kind == "set":
+                self._set(migration, packet["parameters"])
+            elif kind == "identify":
+                self._outbox.say({"type": "identity", "pid": os.getpid(), "job": self._job})
             elif kind == "channel" and isinstance(migration, DestinationMigration) and fds:
                 token = bytes.fromhex(packet["token"])
                 migration.attach(fds.pop(), int(packet["channel"]), token)
             for fd in fds:
                 os.close(fd)
 
+    async def _obey_signals(self, migration: Migration) -> None:
+        """The system is going down, or somebody ends us by hand: leave the guest where it is."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                accepted = migration.cancel()
+                log.warning(
+                    "%s: %s",
+                    signal.Signals(number).name,
+                    "cancelling" if accepted else "committed already, ending it",
+                )
+
+    def _set(self, migration: Migration, values: dict[str, Any]) -> None:
+        error: PageferryError | None = None
+        try:
+            if not isinstance(migration, SourceMigration):
+                raise RefusedError(
+                    "a migration's parameters are its source's",
+                    advice="set them on the host that the guest comes from",
+                )
+            migration.set_parameters(values)
+            self._job = {**self._job, "parameters": {**self._job.get("parameters", {}), **values}}
+        except PageferryError as refused:
+            error = refused
+        self._outbox.say({"type": "set-answer", "error": error.report() if error else None})
+
     async def _report(self, progress: Progress) -> None:
         last_status = ""
         while True:
             info = progress.info(time.monotonic_ns())
-            await self._tell({"type": "status", "info": info})
+            self._outbox.report({"type": "status", "info": info})
             if info["status"] != last_status:
                 last_status = info["status"]
-                await self._event("MIGRATION", {"status": last_status})
+                self._event("MIGRATION", {"status": last_status})
             await trio.sleep(STATUS_INTERVAL_S)
 
     async def _report_pass(self, number: int) -> None:
-        await self._event("MIGRATION_PASS", {"pass": number})
+        self._event("MIGRATION_PASS", {"pass": number})
 
-    async def _event(self, name: str, data: dict[str, Any]) -> None:
-        await self._tell({"type": "event", "event": name, "data": data})
+    def _event(self, name: str, data: dict[str, Any]) -> None:
+        self._outbox.say({"type": "event", "event": name, "data": data})
 
     async def _finish(self, progress: Progress, error: PageferryError | None) -> None:
         if error is not None:
             progress.status = "cancelled" if error.kind == "cancelled" else "failed"
             progress.error = error.report()
         info = progress.info(time.monotonic_ns())
-        await self._event("MIGRATION", {"status": info["status"]})
+        self._event("MIGRATION", {"status": info["status"]})
         report = error.report() if error else None
-        await self._tell({"type": "finished", "info": info, "error": report})
-
-    async def _tell(self, packet: dict[str, Any]) -> None:
-        if self._daemon_is_gone:
-            return
-        try:
-            await self._link.send(packet)
-        except LinkLostError:
-            self._daemon_is_gone = True
+        self._outbox.say(
+            {
+                "type": "finished",
+                "info": info,
+                "error": report,
+                "job": self._job,
+                "pid": os.getpid(),
+            }
+        )
+        with trio.move_on_after(LAST_WORD_S):
+            await self._outbox.emptied()
 
 
 def main() -> int:
