@@ -228,7 +228,7 @@ def choose_reader(forced: str | None = None) -> ResidencyReader:
                 advice="leave the way to pageferry, or choose another one",
             )
     raise KernelFeatureError(
-        "no way to tell residency works here", advice="see `pageferry check` for each one's reason"
+        "no way to tell residency works here", advice="see `pageferry doctor` for each one's reason"
     )
 
 
