@@ -112,3 +112,28 @@ def test_join_that_is_not_permitted_says_where(tmp_path: Path) -> None:
     group = MemoryCgroup(1, tmp_path / "missing", tmp_path)
     with pytest.raises(KernelFeatureError, match="missing"):
         group.join(PID)
+
+
+def test_threads_in_cgroups_of_their_own_are_charged_to_the_domain(tmp_path: Path) -> None:
+    """As libvirt does it on version 2: the process is in …/libvirt/emulator."""
+    mount = tmp_path / "cgroup"
+    scope = mount / "machine.slice" / "qemu.scope"
+    put(scope, cgroup__type="domain\n", memory__max="max\n", memory__current="70")
+    put(scope / "libvirt", cgroup__type="domain threaded\n", memory__current="60")
+    put(scope / "libvirt", memory__max="100\n")
+    put(scope / "libvirt" / "emulator", cgroup__type="threaded\n")
+    name = "0::/machine.slice/qemu.scope/libvirt/emulator\n"
+    found = memory_cgroup_of(PID, make_proc(tmp_path, name, v2_mount(mount)))
+    assert found.path == scope / "libvirt"
+    assert (found.usage_bytes(), found.headroom_bytes()) == (60, 40)
+
+
+def test_version_2_without_the_controller_counts_in_the_ancestor_that_has_it(
+    tmp_path: Path,
+) -> None:
+    mount = tmp_path / "cgroup"
+    put(mount / "guests", memory__max="1000\n", memory__current="400")
+    put(mount / "guests" / "a", cgroup__type="domain\n")
+    found = memory_cgroup_of(PID, make_proc(tmp_path, "0::/guests/a\n", v2_mount(mount)))
+    assert found.path == mount / "guests" / "a"
+    assert (found.usage_bytes(), found.limit_bytes(), found.headroom_bytes()) == (400, 1000, 600)

@@ -27,8 +27,15 @@ class MemoryCgroup:
     mount: Path
 
     def usage_bytes(self) -> int:
-        """What is charged to it and its descendants, page cache included."""
-        return self._usage_of(self.path)
+        """What is charged to it and its descendants, page cache included.
+
+        Where its parent does not hand the memory controller down: what is charged to the nearest
+        ancestor that has it, as the kernel does.
+        """
+        for folder in self._lineage():
+            with suppress(FileNotFoundError):
+                return self._usage_of(folder)
+        return 0
 
     def limit_bytes(self) -> int | None:
         """The lowest limit of it and its ancestors; None when there is none.
@@ -99,11 +106,30 @@ def memory_cgroup_of(pid: int, proc: Path = Path("/proc")) -> MemoryCgroup:
     for mount, root in _mounts((proc / "self" / "mountinfo").read_text(), version):
         relative = os.path.relpath(name, root)
         if relative == "." or not relative.startswith(".."):
-            return MemoryCgroup(version, mount / relative if relative != "." else mount, mount)
+            path = mount / relative if relative != "." else mount
+            return MemoryCgroup(version, _domain_of(path, mount), mount)
     raise KernelFeatureError(
         f"the memory cgroup {name} (version {version}) of process {pid} is not mounted here",
         advice="mount it under /sys/fs/cgroup, and run pageferryd outside a cgroup namespace",
     )
+
+
+def _domain_of(path: Path, mount: Path) -> Path:
+    """The cgroup that memory is charged to and that a process can join.
+
+    libvirt puts QEMU's threads into threaded cgroups of version 2 (emulator, vcpu0, …). Memory
+    belongs to the domain above them (cgroup-v2.rst, "Threads"), and no process from outside can
+    join a threaded one.
+    """
+    while path != mount:
+        try:
+            kind = (path / "cgroup.type").read_text().strip()
+        except FileNotFoundError:  # version 1
+            return path
+        if kind != "threaded":
+            return path
+        path = path.parent
+    return path
 
 
 def _membership(text: str) -> tuple[int, str]:
