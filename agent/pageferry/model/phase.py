@@ -7,8 +7,9 @@ The phases decide who owns the guest after a crash, so the order matters more th
                   cancelled, failed  <- from any of these up to device                  v
                   (the source owns the guest)                           completed, or failed
 
-    destination   ready -> receiving -> device -> loaded -> committed -> running
-                  aborted  <- from any of these up to committed
+    destination   ready -> receiving -> device -> loaded -> committed -> running, or lost
+                  aborted  <- from any of these up to loaded       |
+                  aborted  <--------------------------------- refused
 
 The source may pass over a pass that has nothing to do (no cold pages: arm -> resident). ``commit``
 is written before Commit is sent, and means: said, outcome unknown. It ends as ``completed`` when
@@ -16,9 +17,13 @@ the destination says that it runs the guest, and as ``failed`` only when the des
 it durably never will.
 
 The destination writes ``committed`` when it has been told to run the guest and before it lets it
-run, ``running`` after QEMU confirmed it. ``aborted`` is a promise: the guest will never be started
-there, whatever is said or restarted later; it is written, and the destination QEMU made unable to
-run, before the source hears of it.
+run, ``running`` after QEMU confirmed it. ``refused`` says that QEMU would not run it, so that it
+never ran there; ``lost`` that QEMU ended before it was known to run it, so that it may have run.
+``aborted`` is a promise: the guest will never be started there, whatever is said or restarted
+later; it is written when the destination QEMU cannot run it any more, and before the source hears
+of it.
+
+What each side does next, and what a phase means after a crash, is in ``policy.ownership``.
 """
 
 from __future__ import annotations
@@ -54,7 +59,9 @@ class DestinationPhase(StrEnum):
     DEVICE = "device"
     LOADED = "loaded"
     COMMITTED = "committed"
+    REFUSED = "refused"
     RUNNING = "running"
+    LOST = "lost"
     ABORTED = "aborted"
 
 
@@ -83,9 +90,11 @@ DESTINATION_TRANSITIONS: Mapping[DestinationPhase, frozenset[DestinationPhase]] 
     _D.RECEIVING: frozenset({_D.DEVICE, _D.ABORTED}),
     _D.DEVICE: frozenset({_D.LOADED, _D.ABORTED}),
     _D.LOADED: frozenset({_D.COMMITTED, _D.ABORTED}),
-    # To ABORTED when QEMU refused to run the guest and has been made unable to: CommitFailed.
-    _D.COMMITTED: frozenset({_D.RUNNING, _D.ABORTED}),
+    # Not ABORTED: from here on only QEMU's own refusal proves that the guest has not run here.
+    _D.COMMITTED: frozenset({_D.REFUSED, _D.RUNNING, _D.LOST}),
+    _D.REFUSED: frozenset({_D.ABORTED}),
     _D.RUNNING: frozenset(),
+    _D.LOST: frozenset(),
     _D.ABORTED: frozenset(),
 }
 """Legal transitions of the destination: from each phase, the ones that may follow."""
@@ -113,31 +122,6 @@ def is_over(phase: SourcePhase | DestinationPhase) -> bool:
     return not DESTINATION_TRANSITIONS[phase]
 
 
-def owner_may_resume(source_phase: SourcePhase, destination_phase: DestinationPhase | None) -> bool:
-    """Whether the source may let the guest run, by what both journals say.
-
-    *destination_phase* is None when the destination cannot be asked, or knows nothing of this
-    migration. True means that the destination provably has not started the guest and never will:
-
-    - Before ``commit`` the destination has not been told to run, so the source owns the guest and
-      needs no answer. (It must see to it that no Commit is sent afterwards: it writes ``cancelled``
-      or ``failed`` before it resumes.)
-    - In ``commit`` only ``aborted`` will do. ``loaded`` and everything before it will not: Commit
-      may still be under way to a destination that has just answered. Nor will silence: it may run
-      there. Nor will a destination that knows nothing: its journal may have been lost.
-    - In ``completed`` never.
-    - A destination that says ``committed`` or ``running`` contradicts a source that never said
-      commit. Then one journal is wrong, and a person must look: False.
-    """
-    if destination_phase in (DestinationPhase.COMMITTED, DestinationPhase.RUNNING):
-        return False
-    if source_phase is SourcePhase.COMPLETED:
-        return False
-    if source_phase is SourcePhase.COMMIT:
-        return destination_phase is DestinationPhase.ABORTED
-    return True
-
-
-def destination_may_run(destination_phase: DestinationPhase) -> bool:
-    """Whether the destination may let the guest run (again): only once it has been told to."""
-    return destination_phase in (DestinationPhase.COMMITTED, DestinationPhase.RUNNING)
+def phase_of(role: str, name: str) -> SourcePhase | DestinationPhase:
+    """The phase *name* of that side. Raises ValueError for a name that is none."""
+    return SourcePhase(name) if role == "source" else DestinationPhase(name)
