@@ -31,15 +31,19 @@ async def test_notes_add_up_and_the_last_phase_counts(tmp_path: Path) -> None:
     assert state.notes == {"guest": "g1", "qmp": "/run/g1.qmp", "reason": "why"}
 
 
-async def test_line_cut_short_by_a_crash_is_ignored_and_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b"{", b'{"migration-id":"0123', b"\0" * 700])
+async def test_line_cut_short_by_a_crash_is_ignored_and_cut_off(
+    tmp_path: Path, torn: bytes
+) -> None:
     journal = await _journal(tmp_path)
     journal.close()
     whole = journal.path.read_bytes()
-    journal.path.write_bytes(whole + whole[: len(whole) // 2])
+    journal.path.write_bytes(whole + torn)
     state = read_journal(journal.path)
     assert state is not None
     assert state.phase == "look"
-    again = Journal.reopen(state)
+    again, reread = Journal.reopen(journal.path)
+    assert reread == state
     await again.record(SourcePhase.FAILED)
     again.close()
     after = read_journal(journal.path)
@@ -105,13 +109,13 @@ def test_an_id_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> Non
     [b"\n", b"{}\n", b"[]\n", b'{"role":"source","phase":"nonsense","notes":{}}\n', b"\xff\n"],
 )
 def test_garbage_is_told_and_nothing_else(tmp_path: Path, garbage: bytes) -> None:
-    path = tmp_path / "x.journal"
+    path = tmp_path / f"{ID}.source.journal"
     path.write_bytes(garbage)
     with pytest.raises(JournalError):
         read_journal(path)
 
 
 def test_an_empty_journal_holds_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "x.journal"
+    path = tmp_path / f"{ID}.source.journal"
     path.write_bytes(b"")
     assert read_journal(path) is None

@@ -18,6 +18,7 @@ from pageferry import __version__
 from pageferry.kernel.cgroup import memory_cgroup_of
 from pageferry.kernel.residency import choose_reader
 from pageferry.migration.acceptance import refuse_mismatch
+from pageferry.migration.arrival import GOODBYE_S
 from pageferry.migration.cancellation import Cancellation
 from pageferry.migration.guest_ram import CarriedBlock, guest_ram, refuse, refuse_other_users
 from pageferry.migration.inflow import Inflow
@@ -26,7 +27,7 @@ from pageferry.migration.journal import Journal
 from pageferry.migration.outcome import explained
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
-from pageferry.migration.reception import GOODBYE_S, Reception
+from pageferry.migration.reception import Reception
 from pageferry.model.errors import MigrationCancelledError, PageferryError, RefusedError
 from pageferry.net.control import ControlStream
 from pageferry.net.data import tune

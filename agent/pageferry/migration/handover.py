@@ -47,6 +47,8 @@ class Handover:
         self._prepared = False
         self._was_running = True
         self._stopped_ns: int | None = None
+        self.is_back = False
+        """Whether `take_back` left the guest as it was before the switchover."""
 
     async def run(self, carry: Carry, owed: Sequence[PageSet], *, verify: bool) -> None:
         """Bring the destination to where only the commit is missing.
@@ -91,14 +93,17 @@ class Handover:
         PageferryError: what went wrong is in the words.
         """
         if not self._prepared:
+            self.is_back = True
             return "on the source, as before"
         try:
             await self._qemu.cancel(resume=self._was_running)
         except QemuError as error:
             return (
                 f"on the source, but it could not be brought back: {error.message}. It may be"
-                " stopped: connect to its QMP socket, `migrate_cancel` and `cont`"
+                " stopped; pageferryd tries again. By hand: `migrate_cancel` and `cont` on its"
+                " QMP socket"
             )
+        self.is_back = True
         return "runs on the source" if self._was_running else "paused on the source, as before"
 
     @property

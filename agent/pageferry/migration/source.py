@@ -31,9 +31,10 @@ from pageferry.migration.guest_ram import (
 )
 from pageferry.migration.handover import Handover
 from pageferry.migration.job import SourceJob
-from pageferry.migration.journal import Journal, JournalError
+from pageferry.migration.journal import Journal
 from pageferry.migration.negotiation import attach_channels, connect, negotiate
 from pageferry.migration.outcome import explained
+from pageferry.migration.owning import Recorder, SourceOwnership, qemu_identity
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
@@ -48,6 +49,7 @@ from pageferry.model.errors import (
 )
 from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
+from pageferry.policy.ownership import SourceEvent, SourceStep
 from pageferry.qemu.look import GuestView, look
 from pageferry.qemu.monitor import Monitor, open_monitor
 from pageferry.qemu.switchover import SourceHandover, drain
@@ -89,7 +91,7 @@ class SourceMigration:
         (the guest is the source's, as its ``guest_state`` says), or OutcomeUnknownError.
         """
         journal = Journal.create(self.job.state_dir, self.job.migration_id, "source")
-        books = _Books(journal, self._cancellation)
+        books = _Books(journal, self._cancellation, SourceOwnership())
         try:
             await journal.record(
                 SourcePhase.LOOK,
@@ -142,9 +144,12 @@ class SourceMigration:
 class _Books:
     """How a migration ended, for the journal and for the operator."""
 
-    def __init__(self, journal: Journal, cancellation: Cancellation) -> None:
+    def __init__(
+        self, journal: Journal, cancellation: Cancellation, ownership: SourceOwnership
+    ) -> None:
         self._journal = journal
         self._cancellation = cancellation
+        self.ownership = ownership
         self.guest_state = ""
         self.cause: PageferryError | None = None
         """A better reason than the error that ended the migration."""
@@ -159,19 +164,16 @@ class _Books:
         return reason
 
     async def close(self, reason: PageferryError) -> None:
-        """Journal the end, unless it is unknown: then the journal stays at ``commit``."""
-        if self._journal.phase == SourcePhase.COMMIT and not isinstance(
-            reason, MigrationFailedError
-        ):
+        """Journal that the guest is kept, if it is. Else the journal stays open, to be settled."""
+        if self.ownership.step is SourceStep.CARRY:
+            self.ownership.on(SourceEvent.GIVE_UP)
+        if self.ownership.step is not SourceStep.RECORD_KEPT:
             return
         cancelled = isinstance(reason, MigrationCancelledError)
         phase = SourcePhase.CANCELLED if cancelled else SourcePhase.FAILED
         with trio.CancelScope(shield=True):
-            try:
-                await self._journal.record(phase, reason=reason.message)
-            except JournalError:
-                # The guest is safe already; recovery will find it running and settle the journal.
-                return
+            recorder = Recorder(self._journal)
+            self.ownership.on(await recorder.source(phase, reason=reason.message))
 
 
 @dataclass(slots=True)
@@ -199,12 +201,14 @@ class Departure:
                 await self._carry_over(handover, stack)
                 # From here on a cancel finds nothing to cancel any more.
                 self.cancellation.begin_commit()
+                self.books.ownership.on(SourceEvent.ARRIVED)
             except BaseException as error:
                 with trio.CancelScope(shield=True):
                     await self._undo(handover, stack, error)
                 raise
             with trio.CancelScope(shield=True):
-                await commit(self.job, self.journal, self.peer, handover)
+                ownership = self.books.ownership
+                await commit(self.job, self.journal, self.peer, handover, ownership)
         self.progress.status = "completed"
         self.progress.phase = "done"
 
@@ -236,7 +240,7 @@ class Departure:
     ) -> None:
         self.progress.status = "active"
         self.progress.phase = "arm"
-        await self.journal.record(SourcePhase.ARM)
+        await self.journal.record(SourcePhase.ARM, qemu=qemu_identity(self.monitor).as_dict())
         writes = await trio.to_thread.run_sync(
             GuestWrites.arm,
             self.monitor.peer_pid,
@@ -264,6 +268,7 @@ class Departure:
         await carry.first_pass()
         await self.journal.record(SourcePhase.ROUNDS)
         owed = await carry.rounds()
+        self.books.ownership.on(SourceEvent.STOPPING)
         await handover.run(carry, owed, verify=self.tuning.parameters.verify)
 
     async def _drain(self) -> float:
@@ -275,7 +280,11 @@ class Departure:
 
     async def _undo(self, handover: Handover, stack: AsyncExitStack, error: BaseException) -> None:
         """The guest runs on at the source; tracking and channels are gone; the peer is told."""
-        self.books.guest_state = await handover.take_back()
+        ownership = self.books.ownership
+        if ownership.on(SourceEvent.GIVE_UP) is SourceStep.TAKE_BACK:
+            self.books.guest_state = await handover.take_back()
+            back = SourceEvent.IS_BACK if handover.is_back else SourceEvent.QEMU_STUCK
+            ownership.on(back)
         await stack.pop_all().aclose()
         reason = explained(error) if isinstance(error, Exception) else None
         if isinstance(reason, PeerLostError):

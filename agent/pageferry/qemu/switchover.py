@@ -124,7 +124,7 @@ class SourceHandover:
 
     async def _end_migration(self) -> None:
         while True:
-            status = await _migration_status(self._monitor)
+            status = await migration_status(self._monitor)
             if status in ("none", "completed", "failed", "cancelled"):
                 return
             if status != "cancelling":
@@ -166,12 +166,18 @@ class DestinationHandover:
         while await guest_status(self._monitor) == "inmigrate":  # noqa: ASYNC110 - no event tells
             await trio.sleep(RETRY_S / 10)
 
-    async def run(self) -> None:
-        """Let the guest run. Returns when QEMU confirms that it does."""
+    async def run(self) -> str:
+        """Let the guest run. Returns its RunState right after.
+
+        Raises QemuError. With an ``error_class`` QEMU refused, and the guest has not run: `cont`
+        checks all that it needs before it starts a vCPU (QEMU's qmp_cont). Without one QEMU is gone
+        or did not answer, and whether the guest has run is not known.
+        """
         await self._monitor.execute("cont", timeout_s=CONT_TIMEOUT_S)
-        status = await guest_status(self._monitor)
-        if status != "running":
-            raise QemuError(f"QEMU was told to run the guest, but its state is {status}")
+        try:
+            return await guest_status(self._monitor)
+        except QemuError:
+            return "running"  # it has run, whatever became of QEMU since
 
     async def discard(self) -> None:
         """End QEMU, so that the guest can never run here. Returns when it is gone.
@@ -197,7 +203,7 @@ async def _until(monitor: Monitor, wanted: str, deadline_s: float | None) -> Non
     limit_s = float("inf") if deadline_s is None else deadline_s
     with monitor.events() as events, trio.move_on_after(limit_s):
         while True:
-            status = await _migration_status(monitor)
+            status = await migration_status(monitor)
             if status == wanted:
                 return
             if status in ("failed", "cancelled") or (status == "completed" != wanted):
@@ -228,7 +234,8 @@ async def _failed(monitor: Monitor, status: str) -> Exception:
     )
 
 
-async def _migration_status(monitor: Monitor) -> str:
+async def migration_status(monitor: Monitor) -> str:
+    """MigrationStatus of QEMU's own last migration; ``none`` before the first. Raises QemuError."""
     return str((await monitor.execute("query-migrate")).get("status", "none"))
 
 

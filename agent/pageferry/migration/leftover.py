@@ -1,0 +1,301 @@
+"""An open journal without a worker, on either side: look, plan, settle.
+
+Looking changes nothing: it asks the destination's agent where the journal says ``commit``, and
+looks whether the QEMU that the journal is about still lives, and in what state. The plan is the
+step of `policy.ownership` that follows.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Final
+
+from pageferry.kernel.identity import ProcessIdentity
+from pageferry.migration.journal import Journal, JournalState
+from pageferry.migration.negotiation import query_destination
+from pageferry.migration.owning import (
+    DestinationDeeds,
+    DestinationOwnership,
+    Recorder,
+    SourceDeeds,
+    SourceOwnership,
+    ended,
+)
+from pageferry.model.errors import PageferryError, QemuError
+from pageferry.model.phase import DestinationPhase, SourcePhase
+from pageferry.policy.ownership import (
+    RULES,
+    DestinationEvent,
+    DestinationStep,
+    SourceEvent,
+    SourceStep,
+    told,
+)
+from pageferry.qemu.monitor import Monitor, open_monitor
+from pageferry.qemu.switchover import (
+    DestinationHandover,
+    SourceHandover,
+    guest_status,
+    migration_status,
+)
+
+EXIT_S: Final = 10.0
+"""How long QEMU may take to end after it has closed its monitor: it gives back a guest's RAM."""
+
+WAITING_FOR_CONT: Final = ("paused", "prelaunch")
+"""RunStates of a loaded guest that `cont` lets run. In any other but ``inmigrate`` it has run."""
+
+
+class JournalledQemu:
+    """The QEMU that a journal is about, which need not be the one that answers at its socket."""
+
+    def __init__(self, state: JournalState) -> None:
+        qemu = state.notes.get("qemu")
+        self._path = str(state.notes.get("qmp", ""))
+        self._identity = ProcessIdentity.from_dict(qemu) if isinstance(qemu, dict) else None
+        self.monitor: Monitor | None = None
+        self.status = ""
+        self.trouble = ""
+        """Why it cannot be spoken to."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended for certain."""
+        return self._identity is not None and not self._identity.is_alive
+
+    async def has_ended(self) -> bool:
+        """Whether it has ended, after some patience."""
+        return self._identity is not None and await ended(self._identity, EXIT_S)
+
+    async def look(self, stack: AsyncExitStack) -> str:
+        """Connect to it for as long as *stack* lives. Returns in words what it does."""
+        if self.is_gone:
+            return "its QEMU has ended"
+        try:
+            monitor = await stack.enter_async_context(open_monitor(self._path))
+            if self._identity is not None and monitor.peer_pid != self._identity.pid:
+                self.trouble = (
+                    f"at {self._path} answers process {monitor.peer_pid}, not the QEMU of this"
+                    f" migration, process {self._identity.pid}, which still lives"
+                )
+                return self.trouble
+            self.status = await guest_status(monitor)
+        except QemuError as error:
+            self.trouble = f"its QEMU lives, but cannot be spoken to: {error.message}"
+            return self.trouble
+        self.monitor = monitor
+        return f"its QEMU says {self.status}"
+
+
+class SourceLeftover:
+    """The source's journal. `look` first, then `settle`."""
+
+    def __init__(self, state: JournalState, journal: Journal) -> None:
+        self._state = state
+        self._recorder = Recorder(journal)
+        self._phase = SourcePhase(state.phase)
+        self._ownership = SourceOwnership(RULES.source_resumes_at[self._phase])
+        self._qemu = JournalledQemu(state)
+        self._resume = bool(state.notes.get("was-running", True))
+        self._trouble = ""
+        self.found = f"the journal says {state.phase}"
+        self.plan = ""
+
+    async def look(self, stack: AsyncExitStack) -> None:
+        """Find out how things stand, and what is to be done. Changes nothing."""
+        if self._ownership.step is SourceStep.ASK:
+            event, answer = await self._ask()
+            self.found += f"; {answer}"
+            if event is SourceEvent.TOLD_UNDECIDED:
+                self._trouble = f"{answer}: the guest stays paused here until it has a final answer"
+            else:
+                self._ownership.on(event)
+        if self._ownership.step is SourceStep.TAKE_BACK:
+            self.found += f"; {await self._qemu.look(stack)}"
+        self.plan = self._planned()
+
+    async def settle(self) -> str:
+        """Do it. Returns what came of it, in words."""
+        if self._ownership.step is SourceStep.ASK:
+            self._ownership.on(SourceEvent.ASKED_ENOUGH)
+        end = await self._ownership.follow(self._deeds())
+        if self._recorder.error is not None:
+            return f"{self._outcome(end)}; {self._recorder.error}"
+        return self._outcome(end)
+
+    def _deeds(self) -> SourceDeeds:
+        steps = (SourceStep.RECORD_KEPT, SourceStep.RECORD_GIVEN_AWAY, SourceStep.RECORD_LOST)
+        return {
+            SourceStep.TAKE_BACK: self._take_back,
+            **{step: partial(self._record, step) for step in steps},
+        }
+
+    async def _record(self, step: SourceStep) -> SourceEvent:
+        notes = {"lost": True} if step is SourceStep.RECORD_LOST else {}
+        reason = "its worker ended"
+        return await self._recorder.source(RULES.source_records[step], reason=reason, **notes)
+
+    async def _ask(self) -> tuple[SourceEvent, str]:
+        host, port = str(self._state.notes["host"]), int(self._state.notes["port"])
+        try:
+            phase = await query_destination(host, port, self._state.migration_id)
+        except PageferryError as error:
+            return SourceEvent.TOLD_UNDECIDED, f"it may run on {host}: {error.message}"
+        if phase == "no-journal":
+            answer = (
+                f"the agent at {host}:{port} has no journal of it: its state directory was lost,"
+                " or it is another host"
+            )
+        else:
+            answer = f"the journal of the agent at {host}:{port} says {phase[:40]}"
+        return told(phase), answer
+
+    async def _take_back(self) -> SourceEvent:
+        if self._qemu.is_gone:
+            return SourceEvent.QEMU_GONE
+        monitor = self._qemu.monitor
+        if monitor is None:
+            self._trouble = self._qemu.trouble
+            return SourceEvent.QEMU_STUCK
+        try:
+            if self._phase is SourcePhase.SWITCHOVER and await self._has_completed(monitor):
+                self._trouble = (
+                    "QEMU has completed a migration, which ours did not come to: look where the"
+                    " guest was migrated to, and do not continue it here"
+                )
+                return SourceEvent.QEMU_STUCK
+            await SourceHandover(monitor).cancel(resume=self._resume)
+        except QemuError as error:
+            self._trouble = f"the guest could not be brought back: {error.message}"
+            gone = await self._qemu.has_ended()
+            return SourceEvent.QEMU_GONE if gone else SourceEvent.QEMU_STUCK
+        return SourceEvent.IS_BACK
+
+    @staticmethod
+    async def _has_completed(monitor: Monitor) -> bool:
+        """Before ``device`` is journalled our migration waits at ``pre-switchover``."""
+        return await migration_status(monitor) == "completed"
+
+    def _planned(self) -> str:
+        step = self._ownership.step
+        if step is SourceStep.TAKE_BACK and not self._qemu.is_gone:
+            back = "let the guest run here again" if self._resume else "leave it paused, as it was"
+            return f"cancel QEMU's migration and {back}"
+        return {
+            SourceStep.ASK: "",
+            SourceStep.TAKE_BACK: "close the journal: the guest ended with its QEMU",
+            SourceStep.RECORD_KEPT: "close the journal: the guest was not stopped for it",
+            SourceStep.RECORD_GIVEN_AWAY: "close the journal: the guest is the destination's",
+            SourceStep.RECORD_LOST: "close the journal: the guest was the destination's, and ended"
+            " there with its QEMU",
+        }[step]
+
+    def _outcome(self, end: SourceStep) -> str:
+        if end is SourceStep.KEPT:
+            if self._qemu.is_gone:
+                return "the guest ended with its QEMU; the destination never runs it"
+            return "the guest is on the source, as before"
+        if end is SourceStep.GIVEN_AWAY:
+            return "the destination runs the guest"
+        if end is SourceStep.LOST:
+            return (
+                "the destination took the guest over, and its QEMU ended before it was known to"
+                " run. The source's QEMU still holds it, paused, as it was at the switchover: if it"
+                " can have written nothing there, `cont` brings it back; else start it anew"
+            )
+        return self._trouble
+
+
+class DestinationLeftover:
+    """The destination's journal. `look` first, then `settle`."""
+
+    def __init__(self, state: JournalState, journal: Journal) -> None:
+        self._recorder = Recorder(journal)
+        phase = DestinationPhase(state.phase)
+        self._ownership = DestinationOwnership(RULES.destination_resumes_at[phase])
+        self._qemu = JournalledQemu(state)
+        self._runs = bool(state.notes.get("guest-running", True))
+        self._trouble = ""
+        self.found = f"the journal says {state.phase}"
+        self.plan = ""
+
+    async def look(self, stack: AsyncExitStack) -> None:
+        """Find out how things stand, and what is to be done. Changes nothing."""
+        if self._ownership.step in (DestinationStep.RUN_AGAIN, DestinationStep.END_QEMU):
+            self.found += f"; {await self._qemu.look(stack)}"
+        self.plan = self._planned()
+
+    async def settle(self) -> str:
+        """Do it. Returns what came of it, in words."""
+        end = await self._ownership.follow(self._deeds())
+        if self._recorder.error is not None:
+            return str(self._recorder.error)
+        if end is DestinationStep.TAKEN:
+            return "the guest is here"
+        if end is DestinationStep.NEVER:
+            return "the guest will never run here"
+        if end is DestinationStep.LOST:
+            return (
+                "the guest had been handed over, and QEMU ended before it was known to run: it"
+                " ended with its QEMU, like any guest"
+            )
+        return self._trouble
+
+    def _deeds(self) -> DestinationDeeds:
+        return {
+            DestinationStep.RUN_AGAIN: self._run_again,
+            DestinationStep.END_QEMU: self._end_qemu,
+            **{step: partial(self._record, step) for step in RULES.destination_records},
+        }
+
+    async def _record(self, step: DestinationStep) -> DestinationEvent:
+        phase = RULES.destination_records[step]
+        return await self._recorder.destination(phase, reason="its worker ended")
+
+    async def _run_again(self) -> DestinationEvent:
+        if self._qemu.is_gone:
+            return DestinationEvent.QEMU_GONE
+        monitor, status = self._qemu.monitor, self._qemu.status
+        if monitor is None or status == "inmigrate":
+            self._trouble = self._qemu.trouble or "QEMU has no guest loaded, though it had"
+            return DestinationEvent.NO_ANSWER
+        if not self._runs or status not in WAITING_FOR_CONT:
+            return DestinationEvent.RUNS
+        try:
+            await DestinationHandover(monitor).run()
+        except QemuError as error:
+            self._trouble = f"QEMU does not run the guest: {error.message}"
+            if error.error_class:
+                return DestinationEvent.REFUSED
+            gone = await self._qemu.has_ended()
+            return DestinationEvent.QEMU_GONE if gone else DestinationEvent.NO_ANSWER
+        return DestinationEvent.RUNS
+
+    async def _end_qemu(self) -> DestinationEvent:
+        if self._qemu.is_gone:
+            return DestinationEvent.QEMU_GONE
+        monitor = self._qemu.monitor
+        self._trouble = self._qemu.trouble
+        if monitor is not None:
+            try:
+                await DestinationHandover(monitor).discard()
+            except QemuError as error:
+                self._trouble = f"QEMU does not end: {error.message}"
+            if await self._qemu.has_ended():
+                return DestinationEvent.QEMU_GONE
+        return DestinationEvent.QEMU_STUCK
+
+    def _planned(self) -> str:
+        step = self._ownership.step
+        if step is DestinationStep.RUN_AGAIN:
+            if self._qemu.is_gone:
+                return "close the journal: the guest ended with its QEMU"
+            if not self._runs:
+                return "close the journal: the guest is here, paused, as it was"
+            if self._qemu.status in WAITING_FOR_CONT:
+                return "let the guest run here: the source has handed it over"
+            return "close the journal: the guest is here"
+        if step is DestinationStep.END_QEMU and not self._qemu.is_gone:
+            return "end this QEMU, so that the guest never runs here: it is the source's"
+        return "close the journal: the guest never runs here"
