@@ -29,12 +29,20 @@ class FakeHooks:
     """What the hooks were asked, and what they answer."""
 
     settled: list[str] = field(default_factory=list)
+    planned: list[str] = field(default_factory=list)
     answer: list[dict[str, Any]] = field(default_factory=list)
     looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
     async def settle(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
         self.settled.append(migration_id)
         return [{"migration-id": migration_id, **each} for each in self.answer]
+
+    async def plan(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
+        self.planned.append(migration_id)
+        return [
+            {"migration-id": migration_id, **each, "settled": False, "plan": "what follows"}
+            for each in self.answer
+        ]
 
     def journalled_phase(self, _state_dir: Path, migration_id: str) -> tuple[str, str]:
         return "aborted", f"asked for {migration_id}"
@@ -55,7 +63,7 @@ class FakeHooks:
         ]
 
     def hooks(self) -> Hooks:
-        return Hooks(self.settle, self.journalled_phase, self.residency, self.probe)
+        return Hooks(self.settle, self.journalled_phase, self.residency, self.probe, self.plan)
 
 
 @dataclass(slots=True)

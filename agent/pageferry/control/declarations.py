@@ -6,7 +6,7 @@ from typing import Final
 
 from pageferry.control import types
 from pageferry.control.registry import Declaration
-from pageferry.control.schema import INT, NUMBER, STR, Array, EventType, Member, Struct
+from pageferry.control.schema import BOOL, INT, NUMBER, STR, Array, EventType, Member, Struct
 
 _GUEST: Final = Member("guest", STR, "its name, or the absolute path of its QMP socket")
 _GUEST_OR_ANY: Final = Member("guest", STR, "the last migration of this guest", optional=True)
@@ -84,8 +84,12 @@ QUERY_MIGRATE_PARAMETERS: Final = Declaration(
 )
 MIGRATE_RECOVER: Final = Declaration(
     "migrate-recover",
-    "Settle a migration whose outcome is unknown, or all that are left over on this host.",
-    (_ID_OR_ANY,),
+    "Settle a migration whose outcome is unknown, or all that are left over on this host. The"
+    " daemon does so by itself too, and goes on trying; this does it now, and says what it found.",
+    (
+        _ID_OR_ANY,
+        Member("dry-run", BOOL, "only look, and say what would be done", optional=True),
+    ),
     Array(types.SETTLEMENT),
 )
 QUERY_RESIDENCY: Final = Declaration(
@@ -108,6 +112,15 @@ _IDENTITY: Final = (
 )
 
 EVENTS: Final = (
+    EventType(
+        "MIGRATION_SETTLED",
+        (
+            Member("phase", STR, "as the journal has it now"),
+            Member("message", STR, "where the guest is"),
+            *_IDENTITY,
+        ),
+        "What a migration without a worker had left open was settled.",
+    ),
     EventType(
         "MIGRATION",
         (Member("status", types.STATUS, ""), *_IDENTITY),

@@ -247,7 +247,12 @@ SETTLEMENT: Final = Struct(
         Member("message", STR, ""),
         _optional("role", STR, ""),
         _optional("guest", STR, ""),
-        _optional("phase", STR, "as the journal has it"),
+        _optional(
+            "phase", STR, "as the journal has it; busy, unreadable or empty where it has none"
+        ),
+        _optional("found", STR, "how things stood"),
+        _optional("plan", STR, "what follows from that; empty where there is nothing to do"),
+        _optional("lost", BOOL, "the guest ended with the destination's QEMU"),
     ),
 )
 

@@ -144,7 +144,9 @@ class Commands:
 
     async def _recover(self, arguments: Arguments, _peer: Peer) -> Any:
         try:
-            return await self._supervisor.recover(arguments.get("migration-id"))
+            return await self._supervisor.recover(
+                arguments.get("migration-id"), only_plan=arguments.get("dry-run", False)
+            )
         except JournalError as error:
             raise CommandError(str(error)) from error
 

@@ -20,6 +20,13 @@ async def _settle(state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
     return [each.as_dict() for each in await recovery.settle(state_dir, migration_id)]
 
 
+async def _plan(state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
+    recovery = importlib.import_module("pageferry.migration.recovery")
+    return [
+        each.as_dict() for each in await recovery.settle(state_dir, migration_id, only_plan=True)
+    ]
+
+
 def _journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
     recovery = importlib.import_module("pageferry.migration.recovery")
     phase, detail = recovery.journalled_phase(state_dir, migration_id)
@@ -46,7 +53,8 @@ class Hooks:
     """The calls.
 
     ``settle``: bring what dead workers of one migration left behind to an end; a map for each
-    journal that it has on this host (``role``, ``phase``, ``settled``, ``message``).
+    journal that it has on this host (``role``, ``phase``, ``settled``, ``message``, and what was
+    ``found`` and the ``plan`` that followed). ``plan``: the same, without doing anything.
     ``journalled_phase``: the destination's phase of a migration and a word on it.
     """
 
@@ -54,3 +62,4 @@ class Hooks:
     journalled_phase: Callable[[Path, str], tuple[str, str]] = _journalled_phase
     residency: Callable[[Path, int | None], Awaitable[dict[str, Any]]] = _residency
     probe: Callable[[], Awaitable[list[dict[str, Any]]]] = _probe
+    plan: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _plan

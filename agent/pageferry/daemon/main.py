@@ -24,7 +24,6 @@ from pageferry.daemon.commands import Commands
 from pageferry.daemon.config import DEFAULT_PATH, Config, load_config
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.listener import Listener, open_listeners
-from pageferry.daemon.settling import open_migrations
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.daemon.worker_process import WORKER_COMMAND
 from pageferry.model.errors import PageferryError, RefusedError
@@ -155,23 +154,11 @@ async def run_daemon(
                 nursery.start_soon(Listener(config, supervisor, hooks).serve, sockets.listeners)
                 nursery.start_soon(server.serve, sockets.control)
                 log.info("listening on %s, control %s", config.listen, config.control_socket)
-                _tell_left_overs(config)
                 task_status.started(supervisor)
                 await _wait_for_the_end(signals, supervisor)
                 nursery.cancel_scope.cancel()
     finally:
         config.control_socket.unlink(missing_ok=True)
-
-
-def _tell_left_overs(config: Config) -> None:
-    """Only told: what has happened to these guests since is for the operator to know."""
-    for migration_id, phase in open_migrations(config.state_directory).items():
-        log.warning(
-            "migration %s was left over (%s): see `pageferry recover %s`",
-            migration_id,
-            phase,
-            migration_id,
-        )
 
 
 async def _wait_for_the_end(signals: AsyncIterator[int], supervisor: Supervisor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ STATUS_OF_PHASE: Final = {
     SourcePhase.CANCELLED.value: "cancelled",
     SourcePhase.FAILED.value: "failed",
     DestinationPhase.RUNNING.value: "completed",
+    DestinationPhase.LOST.value: "failed",
     DestinationPhase.ABORTED.value: "failed",
 }
 """MigrationStatus for each phase after which nothing follows."""
@@ -54,7 +55,7 @@ async def settle_after_death(
         log.exception("%s: settling failed", migration_id)
         return _word(migration, "unknown", died, _UNKNOWN_STATE, advice)
     log.warning("%s: settled: %s", migration_id, message)
-    if not settled:
+    if not settled or outcome.get("lost"):
         return _word(migration, "unknown", died, message, advice)
     status = STATUS_OF_PHASE.get(phase, "failed")
     if status == "completed":
@@ -70,24 +71,34 @@ def _word(migration: Migration, kind: str, message: str, state: str, advice: str
     }
 
 
-def open_migrations(state_dir: Path) -> dict[str, str]:
-    """The migrations whose journals on this host are not at an end: ID to phase."""
-    found = {}
+@dataclass(frozen=True, slots=True)
+class OpenJournal:
+    """A journal that is not at its end. ``qmp`` and ``guest`` are empty where it cannot be read."""
+
+    migration_id: str
+    role: str
+    phase: str
+    guest: str = ""
+    qmp: str = ""
+
+
+def open_journals(state_dir: Path, migration_id: str | None = None) -> list[OpenJournal]:
+    """The journals on this host that are not at an end, of one migration or all; those that cannot
+    be read are among them, since nobody knows what they leave open."""
+    found = []
     for path in journals(state_dir):
+        its_id, role = path.name.split(".")[:2]
+        if migration_id not in (None, its_id):
+            continue
         try:
             state = read_journal(path)
         except JournalError as error:
             log.error("%s", error)
+            found.append(OpenJournal(its_id, role, "unreadable"))
             continue
-        if state is None:
-            continue
-        phase: SourcePhase | DestinationPhase
-        if state.role == "source":
-            phase = SourcePhase(state.phase)
-        else:
-            phase = DestinationPhase(state.phase)
-        if not is_over(phase):
-            found[state.migration_id] = f"{state.role}: {phase.value}"
+        if state is not None and not is_over(state.known_phase):
+            guest, qmp = str(state.notes.get("guest", "")), str(state.notes.get("qmp", ""))
+            found.append(OpenJournal(its_id, role, state.phase, guest, qmp))
     return found
 
 
@@ -103,26 +114,3 @@ def living_worker(migration_id: str) -> int | None:
         except OSError:  # it is gone, or not ours to look at
             continue
     return None
-
-
-Settle = Callable[[Path, str], Awaitable[list[dict[str, Any]]]]
-
-
-async def settle_open(
-    settle: Settle, state_dir: Path, migration_ids: list[str]
-) -> list[dict[str, Any]]:
-    """Settle migrations that no process works on any more; others are told to be in good hands."""
-    told: list[dict[str, Any]] = []
-    for migration_id in migration_ids:
-        pid = living_worker(migration_id)
-        if pid is not None:
-            told.append(
-                {
-                    "migration-id": migration_id,
-                    "settled": False,
-                    "message": f"worker process {pid} still sees to it; ask again later",
-                }
-            )
-        else:
-            told += await settle(state_dir, migration_id)
-    return told

@@ -25,13 +25,9 @@ from pageferry.daemon.descriptors import FdOwner
 from pageferry.daemon.guests import Guest, GuestDirectory
 from pageferry.daemon.history import History, record_of
 from pageferry.daemon.hooks import Hooks
+from pageferry.daemon.leftovers import Leftovers
 from pageferry.daemon.migrations import Migration, MigrationLog
-from pageferry.daemon.settling import (
-    WORKER_VARIABLE,
-    open_migrations,
-    settle_after_death,
-    settle_open,
-)
+from pageferry.daemon.settling import WORKER_VARIABLE, settle_after_death
 from pageferry.daemon.worker_process import WORKER_COMMAND, WorkerProcess
 from pageferry.migration.link import LinkLostError
 from pageferry.model.errors import MigrationFailedError, RefusedError
@@ -73,6 +69,13 @@ class Supervisor:
         self._emit = emit
         self._hooks = hooks or Hooks()
         self._worker_command = worker_command
+        self.leftovers = Leftovers(
+            state_dir=config.state_directory,
+            hooks=self._hooks,
+            is_running=self._has_worker,
+            emit=emit,
+            settled=self._take_in_journals,
+        )
         self._nursery: trio.Nursery | None = None
         self._stopping = False
 
@@ -81,6 +84,8 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             await self._take_in_journals()
+            self.leftovers.scan()
+            nursery.start_soon(self.leftovers.run)
             task_status.started()
             await trio.sleep_forever()
 
@@ -221,26 +226,28 @@ class Supervisor:
                 raise CommandError(migration.set_error["message"], report=migration.set_error)
             migration.parameters = parameters
 
-    async def recover(self, migration_id: str | None) -> list[dict[str, Any]]:
+    async def recover(
+        self, migration_id: str | None, *, only_plan: bool = False
+    ) -> list[dict[str, Any]]:
         """Settle what dead workers left behind: one migration, or all that are open on this host.
+        With *only_plan* nothing is done: what would be is told.
 
-        Raises CommandError while a worker of this daemon still sees to *migration_id*.
+        Raises CommandError while a worker of this daemon still sees to *migration_id*, and
+        JournalError when it is no ID.
         """
-        state_dir = self._config.state_directory
-        running = {each.migration_id: each.status for each in self.migrations.running()}
-        if migration_id is None:
-            wanted = [each for each in open_migrations(state_dir) if each not in running]
-        elif migration_id in running:
-            raise CommandError(f"migration {migration_id} still runs: {running[migration_id]}")
-        else:
-            wanted = [migration_id]
-        told = await settle_open(self._hooks.settle, state_dir, wanted)
+        if migration_id is not None and self._has_worker(migration_id):
+            status = self.find(migration_id).status
+            raise CommandError(f"migration {migration_id} still runs: {status}")
+        told = await self.leftovers.settle(migration_id, only_plan=only_plan)
         await self._take_in_journals()
         if migration_id is not None and not told:
             raise CommandError(
                 f"this host has no journal of migration {migration_id[:64]}", DEVICE_NOT_FOUND
             )
         return told
+
+    def _has_worker(self, migration_id: str) -> bool:
+        return any(each.migration_id == migration_id for each in self.migrations.running())
 
     async def _take_in_journals(self) -> None:
         await trio.to_thread.run_sync(self.history.take_in_journals, time.time_ns())
@@ -279,6 +286,14 @@ class Supervisor:
                     f" {other.migration_id}, {other.status}, as its {other.role}",
                     advice="wait for it, or cancel it with `pageferry cancel`",
                 )
+        left_over = self.leftovers.of_guest(migration.guest.key)
+        if left_over is not None:
+            raise RefusedError(
+                f"an earlier migration of guest {migration.guest.label} is not settled yet:"
+                f" {left_over}",
+                guest_state="as that migration left it",
+                advice=f"see what it waits for: pageferry recover {left_over}",
+            )
         self.migrations.add(migration)
         return migration
 
@@ -323,6 +338,7 @@ class Supervisor:
         migration.worker_ended.set()
         if last_word is None:
             last_word = await self._settle(migration, how)
+        self.leftovers.note(migration.migration_id)
         self._end(migration, last_word.get("info") or {}, last_word.get("error"))
 
     async def _follow(

@@ -115,6 +115,11 @@ class SourceLeftover:
             self.found += f"; {await self._qemu.look(stack)}"
         self.plan = self._planned()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the guest ended with the destination's QEMU."""
+        return self._ownership.step in (SourceStep.RECORD_LOST, SourceStep.LOST)
+
     async def settle(self) -> str:
         """Do it. Returns what came of it, in words."""
         if self._ownership.step is SourceStep.ASK:
@@ -225,6 +230,11 @@ class DestinationLeftover:
         if self._ownership.step in (DestinationStep.RUN_AGAIN, DestinationStep.END_QEMU):
             self.found += f"; {await self._qemu.look(stack)}"
         self.plan = self._planned()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the guest ended with its QEMU here."""
+        return self._ownership.step is DestinationStep.LOST
 
     async def settle(self) -> str:
         """Do it. Returns what came of it, in words."""

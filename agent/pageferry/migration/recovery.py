@@ -8,7 +8,7 @@ works beside a worker, nor twice at once.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,7 @@ class Settlement:
     """What was found, what is to be done about it, and what came of it.
 
     ``settled``: the journal is at its end. ``plan`` is what settling does, or would do; empty where
-    there is nothing to do.
+    there is nothing to do. ``lost``: the guest ended with the destination's QEMU.
     """
 
     migration_id: str
@@ -48,6 +48,7 @@ class Settlement:
     message: str
     found: str = ""
     plan: str = ""
+    lost: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For the control socket."""
@@ -60,6 +61,7 @@ class Settlement:
             "message": self.message,
             "found": self.found,
             "plan": self.plan,
+            "lost": self.lost,
         }
 
 
@@ -124,9 +126,10 @@ async def _settle_open(state: JournalState, journal: Journal, *, only_plan: bool
     async with AsyncExitStack() as stack:
         await leftover.look(stack)
         message = leftover.found if only_plan else await leftover.settle()
-        return _settlement(
+        told = _settlement(
             state, str(journal.phase), message, found=leftover.found, plan=leftover.plan
         )
+        return replace(told, lost=leftover.is_lost)
 
 
 def _settlement(
