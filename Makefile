@@ -4,6 +4,11 @@
 # make test            everything that runs on this machine; skips say why
 # make lint            formatting, lint rules and types
 # make native          rebuild the C extension in place
+# make kernel-check    every series of kernel-patches/ applies, and was tested as it is
+# make kernel-test     build and boot kernels with and without the series (hours on a busy machine)
+#      SERIES=v6.12    one series only; VARIANTS="unpatched patched" leaves out the debug kernel
+#      RECORD=yes      keep the results in kernel-patches/results/
+# make kernel-mutants  wrong variants of the 6.12 series, which its selftest must catch
 # make clean           remove what was built and fetched
 #
 # On a Debian that lacks something, root installs it with apt; a prepared machine needs no apt run.
@@ -15,8 +20,11 @@ NATIVE_SOURCES := $(wildcard native/*.c native/*.h native/*.py)
 JSON :=
 QEMU :=
 TESTS := tests
+SERIES :=
+VARIANTS :=
+RECORD :=
 
-.PHONY: demo test lint native clean prepared
+.PHONY: demo test lint native clean prepared kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
@@ -29,6 +37,18 @@ lint: $(READY)
 	$(PYTHON) -m ruff check agent tests native
 	$(PYTHON) -m mypy
 
+KERNELS := $(PYTHON) -m pageferry.testing.lab.kernels
+KERNEL_OPTIONS = $(addprefix --series ,$(SERIES)) $(if $(RECORD),--record)
+
+kernel-check: $(READY)
+	$(KERNELS) check $(addprefix --series ,$(SERIES))
+
+kernel-test: $(READY) kernel-prepared
+	$(KERNELS) test $(KERNEL_OPTIONS) $(addprefix --variant ,$(VARIANTS))
+
+kernel-mutants: $(READY) kernel-prepared
+	$(KERNELS) mutants --series v6.12 $(if $(RECORD),--record)
+
 native: prepared
 	$(PYTHON) -m pip install --quiet --editable '.[test]'
 
@@ -39,6 +59,9 @@ $(READY): pyproject.toml setup.py $(NATIVE_SOURCES) | prepared
 
 prepared:
 	@./.ci/prepare $(VENV)
+
+kernel-prepared:
+	@./.ci/prepare-kernels
 
 clean:
 	rm -rf $(VENV) .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis

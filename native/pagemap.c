@@ -29,6 +29,12 @@
 /* One read of 2048 entries covers 8 MiB; below 512 (one page table) the cost per entry rises. */
 #define BATCH_ENTRIES 2048
 
+/*
+ * Runs that are no farther apart are read together. A call costs as much as some forty entries, and
+ * a batch in the order of swap slots may ask for hundreds of single pages all over the block.
+ */
+#define MAX_GAP_ENTRIES 32
+
 static bool is_swapped(uint64_t entry)
 {
 	if ((entry & (ENTRY_PRESENT | ENTRY_SWAPPED | ENTRY_FILE)) != (ENTRY_SWAPPED | ENTRY_FILE))
@@ -59,6 +65,23 @@ static int read_entries(int pagemap_fd, const uint8_t *base, uint64_t start, uin
 	return 0;
 }
 
+/* How many entries from "page" on, in the run "first" or after it, to read in one go. */
+static uint64_t batch_length(const struct pf_run *items, size_t first, size_t length, uint64_t page)
+{
+	uint64_t end = page;
+
+	for (size_t i = first; i < length; i++) {
+		uint64_t run_end = items[i].start + items[i].count;
+
+		if (i > first && items[i].start > end + MAX_GAP_ENTRIES)
+			break;
+		end = run_end;
+		if (end >= page + BATCH_ENTRIES)
+			return BATCH_ENTRIES;
+	}
+	return end - page;
+}
+
 static int for_each_swapped(int pagemap_fd, const uint8_t *base, uint64_t pages,
 			    const struct pf_runs *runs, entry_function function, void *context)
 {
@@ -80,8 +103,7 @@ static int for_each_swapped(int pagemap_fd, const uint8_t *base, uint64_t pages,
 		for (uint64_t page = items[i].start; page < end && !error; page++) {
 			if (page >= batch_start + batch_count) {
 				batch_start = page;
-				batch_count = pages - page < BATCH_ENTRIES ? pages - page
-									   : BATCH_ENTRIES;
+				batch_count = batch_length(items, i, length, page);
 				error = read_entries(pagemap_fd, base, batch_start, batch_count,
 						     entries);
 				if (error)

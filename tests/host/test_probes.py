@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from pageferry.kernel import probes, residency
-from pageferry.kernel.probe_result import Degree
+from pageferry.kernel.probe_result import Degree, ProbeResult
 from pageferry.testing.lab.swap import SwapArea
 
 pytestmark = pytest.mark.root
@@ -19,6 +19,12 @@ def test_everything_a_migration_needs_is_here(swap: SwapArea) -> None:
     needed = ["userfaultfd-wp-async", "pagemap-scan", "userfaultfd-injection", "page-out"]
     assert [results[name].degree for name in needed] == [Degree.SUPPORTED] * len(needed)
     assert all(result.reason for result in results.values())
+    way = results["residency"]
+    assert way.degree is Degree.SUPPORTED
+    if results["pagemap"].supported:
+        assert "swap slots" in way.reason
+    else:
+        assert "kernel-patches/ would give" in way.reason
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,23 @@ def test_missing_cachestat_is_told_from_a_forbidden_one(
     found = {result.name: result for result in residency.probe_readers()}
     assert found["cachestat"].degree is degree
     assert found["mincore"].supported
+    assert found["pagemap"].degree is not Degree.DENIED
+
+
+def test_the_way_that_is_used_is_told_with_what_the_patches_would_give() -> None:
+    def way(*supported: str) -> ProbeResult:
+        return residency.describe_way(
+            [
+                ProbeResult(name, Degree.SUPPORTED if name in supported else Degree.ABSENT, "why")
+                for name in ("pagemap", "cachestat", "mincore")
+            ]
+        )
+
+    assert way("pagemap", "cachestat", "mincore").reason == "told by pagemap: why"
+    assert way("cachestat", "mincore").reason.startswith("told by cachestat: exact")
+    assert way("mincore").reason.startswith("told by mincore: approximate")
+    assert all("kernel-patches/" in way(name).reason for name in ("cachestat", "mincore"))
+    assert way().degree is Degree.ABSENT
 
 
 class _Overlay:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -89,6 +90,37 @@ def test_pages_outside_of_the_question_are_left_out(
         pagemap.put(page, located(0, 1 + page))
     asked = Runs.from_pairs([(3, 2), (50, 1), (99, 2)])
     assert list(PagemapReader().evicted_in(mapping, asked)) == [(3, 2), (50, 1), (99, 1)]
+
+
+def test_far_and_near_runs_are_all_looked_at(mapping: RamMapping, pagemap: FakePagemap) -> None:
+    """Near runs share one read, far ones do not; whatever the gap, no page is lost or added."""
+    stream = random.Random(5)
+    swapped = {page for page in range(PAGES) if stream.random() < 0.5}
+    for page in swapped:
+        pagemap.put(page, located(0, 1 + page))
+    for gap in (1, 31, 32, 33, 100, 2047, 2048, 3000):
+        asked = {
+            page
+            for start in range(stream.randrange(50), PAGES, gap + 3)
+            for page in range(start, min(start + 3, PAGES))
+        }
+        found = PagemapReader().evicted_in(mapping, Runs.from_pages(asked))
+        members = {page for start, count in found for page in range(start, start + count)}
+        assert members == asked & swapped
+
+
+def test_only_what_is_asked_for_is_read(mapping: RamMapping, pagemap: FakePagemap) -> None:
+    """A batch in slot order asks for single pages all over: entries between them cost too much."""
+    asked = [0, 1000, 2500, 5999]
+    with mapping.use():
+        for page in range(PAGES):
+            if page not in asked:
+                pagemap.put(page, located(0, 9))
+    os.ftruncate(pagemap.fd, (pagemap.first + 2501) * 8)
+    reader = PagemapReader()
+    assert not reader.evicted_in(mapping, Runs.from_pages(asked[:3])).pages
+    with pytest.raises(OSError, match="read pagemap"):
+        reader.evicted_in(mapping, Runs.from_pages(asked))
 
 
 def test_cold_order_goes_by_type_and_offset(mapping: RamMapping, pagemap: FakePagemap) -> None:

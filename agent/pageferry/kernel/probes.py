@@ -16,13 +16,7 @@ from pageferry.kernel.cgroup import memory_cgroup_of
 from pageferry.kernel.injection import take_userfaultfd
 from pageferry.kernel.pageset import PageSet
 from pageferry.kernel.probe_result import Degree, ProbeResult
-from pageferry.kernel.residency import (
-    CachestatReader,
-    MincoreReader,
-    ProbeMemory,
-    probe_readers,
-    swap_is_on,
-)
+from pageferry.kernel.residency import ProbeMemory, describe_way, probe_readers, swap_is_on
 from pageferry.kernel.tracking import AddressRange, mapped_pages
 from pageferry.model.errors import KernelFeatureError, PageferryError, RefusedError
 
@@ -30,14 +24,16 @@ __all__ = ["Degree", "ProbeResult", "probe"]
 
 
 def probe() -> list[ProbeResult]:
-    """Everything a migration needs, then each way to tell residency (one of those is enough)."""
+    """Everything a migration needs; then which way tells residency; then each of the ways."""
+    ways = probe_readers()
     return [
         _probe_write_protection(),
         _probe_pagemap_scan(),
         _probe_injection(),
         _probe_page_out(),
         _probe_memory_cgroup(),
-        *probe_readers(),
+        describe_way(ways),
+        *ways,
     ]
 
 
@@ -94,10 +90,7 @@ def _probe_page_out() -> ProbeResult:
     try:
         with ProbeMemory() as memory:
             memory.page_out()
-            try:
-                out = CachestatReader().evicted_in(memory.mapping, memory.runs).pages
-            except OSError:
-                out = MincoreReader().evicted_in(memory.mapping, memory.runs).pages
+            out = memory.pages_out()
     except OSError as error:
         return ProbeResult(name, Degree.DENIED, f"{error.strerror}; a seccomp filter?")
     if not out:

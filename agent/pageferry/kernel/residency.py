@@ -3,7 +3,7 @@
 =========== ============================ ========================================================
 way         needs                        gives
 =========== ============================ ========================================================
-pagemap     a patched kernel             exact, with the order of the swap slots
+pagemap     kernel-patches/              exact, with the order of the swap slots
 cachestat   Linux 6.5                    exact; no slot order
 mincore     nothing                      approximate: what is in the swap cache counts as resident
 =========== ============================ ========================================================
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pageferry.kernel import paging
@@ -232,6 +232,35 @@ def choose_reader(forced: str | None = None) -> ResidencyReader:
     )
 
 
+WHAT_A_WAY_GIVES = {
+    "cachestat": "exact, but cold pages are read in the order of their offsets",
+    "mincore": "approximate, and cold pages are read in the order of their offsets",
+}
+WHAT_THE_PATCHES_GIVE = (
+    "exact residency in one pass over the page tables, and cold pages read in the order of their"
+    " swap slots"
+)
+
+
+def describe_way(results: Sequence[ProbeResult]) -> ProbeResult:
+    """Which way is used unless a migration names another, and what a better one would give.
+
+    *results* are those of `probe_readers`.
+    """
+    name = "residency"
+    best = next((result for result in results if result.supported), None)
+    if best is None:
+        return ProbeResult(name, Degree.ABSENT, "no way to tell it works here")
+    if best.name == PagemapReader.name:
+        return ProbeResult(name, Degree.SUPPORTED, f"told by pagemap: {best.reason}")
+    gives = WHAT_A_WAY_GIVES[best.name]
+    return ProbeResult(
+        name,
+        Degree.SUPPORTED,
+        f"told by {best.name}: {gives}; kernel-patches/ would give {WHAT_THE_PATCHES_GIVE}",
+    )
+
+
 class ProbeMemory:
     """A little shmem of this process's own to try things on."""
 
@@ -256,6 +285,16 @@ class ProbeMemory:
         paging.page_out(self.mapping, self.runs)
         paging.drop(self.mapping, self.runs)
 
+    def pages_out(self) -> int:
+        """How many of its pages are out, by another way than pagemap.
+
+        Where cachestat(2) is missing or forbidden, pages in the swap cache do not count.
+        """
+        try:
+            return CachestatReader().evicted_in(self.mapping, self.runs).pages
+        except OSError:
+            return MincoreReader().evicted_in(self.mapping, self.runs).pages
+
 
 def swap_is_on() -> bool:
     """Whether this host has any active swap."""
@@ -270,9 +309,10 @@ def _probe_pagemap() -> ProbeResult:
     try:
         with ProbeMemory() as memory:
             memory.page_out()
-            if PagemapReader().evicted_in(memory.mapping, memory.runs).pages:
-                return ProbeResult(name, Degree.SUPPORTED, "pagemap shows swapped shared pages")
-            if not CachestatReader().evicted_in(memory.mapping, memory.runs).pages:
+            found = PagemapReader().swapped(memory.mapping, data_pages(memory.mapping))
+            if found.count():
+                return ProbeResult(name, Degree.SUPPORTED, _slots_reason(memory, found))
+            if not memory.pages_out():
                 return ProbeResult(name, Degree.ABSENT, "nothing could be paged out to try it on")
     except OSError as error:
         return ProbeResult(name, Degree.DENIED, f"{error.strerror}; run as root")
@@ -281,6 +321,12 @@ def _probe_pagemap() -> ProbeResult:
         Degree.ABSENT,
         "this kernel's pagemap leaves swapped shared pages out; see kernel-patches",
     )
+
+
+def _slots_reason(memory: ProbeMemory, swapped: PageSet) -> str:
+    if PagemapReader().cold_order(memory.mapping, swapped) is None:
+        return "it shows swapped shared pages, but no swap slots: those need CAP_SYS_ADMIN"
+    return "it shows swapped shared pages and their swap slots"
 
 
 def _probe_cachestat() -> ProbeResult:
