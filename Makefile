@@ -3,7 +3,7 @@
 # make demo QEMU=10.0  the same with the QEMU of Debian's backports instead of its own
 # make test            everything that runs on this machine; skips say why
 # make lint            formatting, lint rules and types
-# make native          rebuild the C extension in place
+# make native          rebuild the C extensions in place
 # make kernel-check    every series of kernel-patches/ applies, and was tested as it is
 # make kernel-test     build and boot kernels with and without the series (hours on a busy machine)
 #      SERIES=v6.12    one series only; VARIANTS="unpatched patched" leaves out the debug kernel
@@ -52,7 +52,7 @@ kernel-mutants: $(READY) kernel-prepared
 native: prepared
 	$(PYTHON) -m pip install --quiet --editable '.[test]'
 
-# Installed anew when the sources of the extension or the dependencies change.
+# Installed anew when the sources of the extensions or the dependencies change.
 $(READY): pyproject.toml setup.py $(NATIVE_SOURCES) | prepared
 	$(PYTHON) -m pip install --quiet --editable '.[test]'
 	touch $@
@@ -65,5 +65,5 @@ kernel-prepared:
 
 clean:
 	rm -rf $(VENV) .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	rm -rf agent/pageferry.egg-info agent/pageferry/kernel/_native.*.so
+	rm -rf agent/pageferry.egg-info agent/pageferry/kernel/_native.*.so agent/pageferry/net/_tls.*.so
 	find agent tests native -name __pycache__ -type d -prune -exec rm -rf {} +

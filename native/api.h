@@ -123,6 +123,12 @@ int pf_send_payload(int socket_fd, const uint8_t *head, size_t head_bytes, const
 		    uint64_t pages, const struct pf_runs *runs);
 int pf_receive_payload(int socket_fd, int ram_fd, uint64_t file_offset, const struct pf_runs *runs,
 		       uint8_t *scratch, size_t scratch_bytes);
+/* The same over whatever else carries bytes to the peer (wire.h). */
+struct pf_wire;
+int pf_send_payload_over(const struct pf_wire *wire, const uint8_t *head, size_t head_bytes,
+			 const uint8_t *base, uint64_t pages, const struct pf_runs *runs);
+int pf_receive_payload_over(const struct pf_wire *wire, int ram_fd, uint64_t file_offset,
+			    const struct pf_runs *runs, uint8_t *scratch, size_t scratch_bytes);
 /* ECONNRESET when the peer closes before the last byte. */
 int pf_receive_exact(int socket_fd, uint8_t *buffer, size_t length);
 

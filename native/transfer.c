@@ -1,6 +1,7 @@
 /* Page payload between sockets and guest memory, in batches and without the interpreter. */
 
 #include "native.h"
+#include "wire.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -68,8 +69,8 @@ static int send_all(int socket_fd, struct iovec *vectors, size_t length, bool mo
 	return 0;
 }
 
-int pf_send_payload(int socket_fd, const uint8_t *head, size_t head_bytes, const uint8_t *base,
-		    uint64_t pages, const struct pf_runs *runs)
+int pf_send_payload_over(const struct pf_wire *wire, const uint8_t *head, size_t head_bytes,
+			 const uint8_t *base, uint64_t pages, const struct pf_runs *runs)
 {
 	struct iovec vectors[MAX_VECTORS];
 	const struct pf_run *items = pf_runs_items(runs);
@@ -87,7 +88,7 @@ int pf_send_payload(int socket_fd, const uint8_t *head, size_t head_bytes, const
 			vectors[used].iov_base = (void *)(base + items[next].start * PF_PAGE_BYTES);
 			vectors[used++].iov_len = items[next++].count * PF_PAGE_BYTES;
 		}
-		error = send_all(socket_fd, vectors, used, next < length);
+		error = wire->send(wire->context, vectors, used, next < length);
 		if (error)
 			return error;
 		used = 0;
@@ -171,8 +172,8 @@ static int scatter(int ram_fd, uint64_t file_offset, struct cursor *cursor, cons
  * pwrite rather than recv into a mapping: the first touch of a fresh page through a mapping costs
  * a fault and a zeroing, which halve the speed.
  */
-int pf_receive_payload(int socket_fd, int ram_fd, uint64_t file_offset, const struct pf_runs *runs,
-		       uint8_t *scratch, size_t scratch_bytes)
+int pf_receive_payload_over(const struct pf_wire *wire, int ram_fd, uint64_t file_offset,
+			    const struct pf_runs *runs, uint8_t *scratch, size_t scratch_bytes)
 {
 	struct cursor cursor = {.items = pf_runs_items(runs)};
 	uint64_t scratch_pages = scratch_bytes / PF_PAGE_BYTES;
@@ -184,7 +185,7 @@ int pf_receive_payload(int socket_fd, int ram_fd, uint64_t file_offset, const st
 	while (left) {
 		uint64_t part = left < scratch_pages ? left : scratch_pages;
 
-		error = pf_receive_exact(socket_fd, scratch, part * PF_PAGE_BYTES);
+		error = wire->receive(wire->context, scratch, part * PF_PAGE_BYTES);
 		if (!error)
 			error = scatter(ram_fd, file_offset, &cursor, scratch, part);
 		if (error)
@@ -192,4 +193,31 @@ int pf_receive_payload(int socket_fd, int ram_fd, uint64_t file_offset, const st
 		left -= part;
 	}
 	return 0;
+}
+
+/* A bare socket as a wire; the context points to its descriptor. */
+static int socket_send(void *context, struct iovec *vectors, size_t length, bool more)
+{
+	return send_all(*(const int *)context, vectors, length, more);
+}
+
+static int socket_receive(void *context, uint8_t *buffer, size_t length)
+{
+	return pf_receive_exact(*(const int *)context, buffer, length);
+}
+
+int pf_send_payload(int socket_fd, const uint8_t *head, size_t head_bytes, const uint8_t *base,
+		    uint64_t pages, const struct pf_runs *runs)
+{
+	const struct pf_wire wire = {.send = socket_send, .context = &socket_fd};
+
+	return pf_send_payload_over(&wire, head, head_bytes, base, pages, runs);
+}
+
+int pf_receive_payload(int socket_fd, int ram_fd, uint64_t file_offset, const struct pf_runs *runs,
+		       uint8_t *scratch, size_t scratch_bytes)
+{
+	const struct pf_wire wire = {.receive = socket_receive, .context = &socket_fd};
+
+	return pf_receive_payload_over(&wire, ram_fd, file_offset, runs, scratch, scratch_bytes);
 }

@@ -73,6 +73,12 @@ def test_empty_configuration_is_the_defaults() -> None:
         ("[guests.web]\nqpm = '/x'\n", 2, "qpm", "qmp"),
         ("[guests.a]\nqmp = '/a'\n[guests.\"../x\"]\nqmp = '/x'\n", 3, "../x", "letters"),
         ("[guests.web]\nqmp = 'web.qmp'\n", 2, "qmp", "path"),
+        ("[tls]\ndirectory = 'tls'\n", 2, "directory", "path"),
+        ("[tls]\nloopback = 'no'\n", 2, "loopback", "true or false"),
+        ("[tls]\ndirectroy = '/x'\n", 2, "directroy", "directory"),
+        ("[peers]\nhost-b = 1\n", 2, "host-b", "[peers.host-b]"),
+        ("[peers.host-b]\nmay-sent = []\n", 2, "may-sent", "may-send"),
+        ("[peers.host-b]\nmay-send = 'web'\n", 2, "may-send", '["web*"]'),
     ],
 )
 def test_mistakes_are_told_with_line_key_and_remedy(
@@ -91,11 +97,32 @@ def test_broken_toml_is_told_with_its_line() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "host.example", "192.0.2.1"])
-def test_listening_for_other_hosts_needs_plaintext_by_name(host: str) -> None:
+def test_everything_but_loopback_is_encrypted_unless_said_otherwise(host: str) -> None:
     text = f'[daemon]\nlisten = "{host}:49400"\n'
-    with pytest.raises(ConfigError, match=r"line 2: .*not encrypted"):
-        parse_config(text, "x.toml")
-    assert not parse_config(text + "plaintext = true\n", "x.toml").listen.is_loopback
+    config = parse_config(text, "x.toml")
+    assert config.encryption.is_needed(config.listen.host)
+    assert not config.encryption.is_needed("127.0.0.1")
+    plain = parse_config(text + "plaintext = true\n", "x.toml")
+    assert not plain.encryption.is_needed(plain.listen.host)
+    forced = parse_config("[tls]\nloopback = true\n", "x.toml")
+    assert forced.encryption.is_needed("127.0.0.1")
+    assert forced.encryption.is_needed("localhost")
+
+
+def test_certificates_and_peers_are_read() -> None:
+    text = """
+[tls]
+directory = "/etc/pki/pageferry"
+[peers."host-b.example"]
+may-send = ["web*", "db"]
+[peers."*.backup.example"]
+may-receive = ["*"]
+"""
+    config = parse_config(text, "x.toml")
+    assert config.encryption.directory == Path("/etc/pki/pageferry")
+    assert config.peers.may_send(["host-b.example"], "web1")
+    assert not config.peers.may_send(["host-c.example"], "web1")
+    assert config.peers.receivers("web1") == ["*.backup.example"]
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

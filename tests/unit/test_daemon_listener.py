@@ -142,12 +142,12 @@ async def test_strangers_are_bounded_in_time_and_number(
         first = await trio.open_tcp_stream(*address)
         second = await trio.open_tcp_stream(*address)
         await trio.sleep(0.1)
-        third = await trio.open_tcp_stream(*address)
         start_s = trio.current_time()
-        await _until_closed(third)
+        third = await trio.open_tcp_stream(*address)
+        await _until_closed(first)  # it has been here longest
         assert trio.current_time() - start_s < 0.3
-        await _until_closed(first)
         await _until_closed(second)
+        await _until_closed(third)
         assert 0.3 < trio.current_time() - start_s < 3
         for stream in (first, second, third):
             await stream.aclose()

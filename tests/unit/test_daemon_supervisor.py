@@ -236,13 +236,13 @@ async def test_guest_by_socket_needs_a_name_for_the_other_side(tmp_path: Path) -
             assert (await finished(client, migration_id)).guest == path
 
 
-async def test_other_hosts_need_plaintext_by_name(tmp_path: Path) -> None:
+async def test_other_hosts_need_certificates_or_plaintext_by_name(tmp_path: Path) -> None:
     async with (
-        running_daemon(tmp_path) as bench,
+        running_daemon(tmp_path, tls_directory=tmp_path / "tls") as bench,
         open_client(bench.config.control_socket) as client,
     ):
         bench.guest("web")
-        with pytest.raises(CommandError, match="unencrypted") as caught:
+        with pytest.raises(CommandError, match=r"tls/ca-cert\.pem is missing") as caught:
             await client.migrate("web", "192.0.2.1")
         assert "plaintext = true" in caught.value.desc
     (tmp_path / "plain").mkdir()

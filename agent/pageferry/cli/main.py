@@ -13,7 +13,15 @@ from typing import Final
 import trio
 
 from pageferry import __version__
-from pageferry.cli import cancel_cmd, doctor_cmd, guests_cmd, migrate_cmd, recover_cmd, status_cmd
+from pageferry.cli import (
+    cancel_cmd,
+    certs_cmd,
+    doctor_cmd,
+    guests_cmd,
+    migrate_cmd,
+    recover_cmd,
+    status_cmd,
+)
 from pageferry.cli.exit_codes import EPILOG, ExitCode, of_report
 from pageferry.cli.output import print_error, print_json, report_of
 from pageferry.control.client import DEFAULT_SOCKET
@@ -27,6 +35,7 @@ VERBS: Final[dict[str, ModuleType]] = {
     "guests": guests_cmd,
     "recover": recover_cmd,
     "doctor": doctor_cmd,
+    "certs": certs_cmd,
 }
 
 SOCKET_VARIABLE: Final = "PAGEFERRY_SOCKET"

@@ -15,12 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pageferry.certificates.files import DEFAULT_DIRECTORY
 from pageferry.control.client import DEFAULT_SOCKET
 from pageferry.daemon.toml_lines import line_of
 from pageferry.model.errors import RefusedError
 from pageferry.model.parameters import KEYS as PARAMETER_KEYS
 from pageferry.model.parameters import MigrationParameters
 from pageferry.net.address import Address, parse_address
+from pageferry.net.encryption import Encryption
+from pageferry.policy.peers import PeerRule, PeerRules
 
 DEFAULT_PATH: Final = Path("/etc/pageferry/pageferryd.toml")
 
@@ -39,6 +42,8 @@ _DAEMON_KEYS: Final = (
     "guest-sockets",
 )
 _GUEST_KEYS: Final = ("qmp",)
+_TLS_KEYS: Final = ("directory", "loopback")
+_PEER_KEYS: Final = ("may-send", "may-receive")
 
 
 class ConfigError(RefusedError):
@@ -63,6 +68,14 @@ class Config:
     guest_sockets: str | None = None
     defaults: MigrationParameters = field(default_factory=MigrationParameters)
     guests: Mapping[str, Path] = field(default_factory=dict)
+    tls_directory: Path = DEFAULT_DIRECTORY
+    tls_loopback: bool = False
+    peers: PeerRules = field(default_factory=PeerRules)
+
+    @property
+    def encryption(self) -> Encryption:
+        """Which connections are encrypted, and with what."""
+        return Encryption(self.tls_directory, self.plaintext, self.tls_loopback)
 
 
 def load_config(path: Path) -> Config:
@@ -96,12 +109,14 @@ class _Reader:
         self._source = source
 
     def read(self, values: Mapping[str, Any]) -> Config:
-        self._check_keys((), values, ("daemon", "defaults", "guests"))
+        self._check_keys((), values, ("daemon", "tls", "peers", "defaults", "guests"))
         daemon = self._table((), values, "daemon")
         self._check_keys(("daemon",), daemon, _DAEMON_KEYS)
+        tls = self._table((), values, "tls")
+        self._check_keys(("tls",), tls, _TLS_KEYS)
         base = Config()
         read_only_gid = self._group(daemon, "read-only-group")
-        config = Config(
+        return Config(
             control_socket=self._path(daemon, "control-socket", base.control_socket),
             control_socket_mode=self._mode(
                 daemon, 0o660 if read_only_gid is not None else base.control_socket_mode
@@ -109,13 +124,16 @@ class _Reader:
             read_only_gid=read_only_gid,
             listen=self._listen(daemon, base.listen),
             state_directory=self._path(daemon, "state-directory", base.state_directory),
-            plaintext=self._flag(daemon, "plaintext"),
+            plaintext=self._flag(("daemon", "plaintext"), daemon),
             guest_sockets=self._template(daemon),
             defaults=self._defaults(self._table((), values, "defaults")),
             guests=self._guests(self._table((), values, "guests")),
+            tls_directory=self._absolute(
+                ("tls", "directory"), tls.get("directory", str(base.tls_directory))
+            ),
+            tls_loopback=self._flag(("tls", "loopback"), tls),
+            peers=self._peers(self._table((), values, "peers")),
         )
-        self._check_listen(config)
-        return config
 
     def _error(self, path: tuple[str, ...], what: str, advice: str) -> ConfigError:
         line = line_of(self._text, path)
@@ -154,12 +172,10 @@ class _Reader:
             raise self._error(path, f"{value!r} is no absolute path", "write a path from / on")
         return Path(value)
 
-    def _flag(self, daemon: Mapping[str, Any], key: str) -> bool:
-        value = daemon.get(key, False)
+    def _flag(self, path: tuple[str, ...], table: Mapping[str, Any]) -> bool:
+        value = table.get(path[-1], False)
         if not isinstance(value, bool):
-            raise self._error(
-                ("daemon", key), f"{value!r} is no truth value", "write true or false"
-            )
+            raise self._error(path, f"{value!r} is no truth value", "write true or false")
         return value
 
     def _group(self, daemon: Mapping[str, Any], key: str) -> int | None:
@@ -197,15 +213,6 @@ class _Reader:
         except RefusedError as error:
             raise self._error(("daemon", "listen"), error.message, error.advice) from error
 
-    def _check_listen(self, config: Config) -> None:
-        if not config.listen.is_loopback and not config.plaintext:
-            raise self._error(
-                ("daemon", "listen"),
-                f"{config.listen} is reached by other hosts, and connections are not encrypted",
-                "listen on 127.0.0.1 behind a tunnel, or, in a network that you trust with the"
-                " memory of your guests, set plaintext = true in [daemon]",
-            )
-
     def _template(self, daemon: Mapping[str, Any]) -> str | None:
         key = "guest-sockets"
         if key not in daemon:
@@ -240,3 +247,20 @@ class _Reader:
                 raise self._error(path, "qmp is missing", "add the path of the guest's QMP socket")
             guests[name] = self._absolute((*path, "qmp"), entry["qmp"])
         return guests
+
+    def _peers(self, values: Mapping[str, Any]) -> PeerRules:
+        rules = []
+        for name in values:
+            path = ("peers", name)
+            if not name or not name.isprintable():
+                raise self._error(path, "not fit for a certificate's name", "write its DNS name")
+            entry = self._table(("peers",), values, name)
+            self._check_keys(path, entry, _PEER_KEYS)
+            patterns = [self._patterns((*path, key), entry.get(key, [])) for key in _PEER_KEYS]
+            rules.append(PeerRule(name, *patterns))
+        return PeerRules(tuple(rules))
+
+    def _patterns(self, path: tuple[str, ...], value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise self._error(path, f"{value!r} is no list of names", 'write as in ["web*"]')
+        return tuple(value)

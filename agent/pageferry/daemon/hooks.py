@@ -9,22 +9,30 @@ from __future__ import annotations
 import importlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from pageferry.net.encryption import Encryption
 
-async def _settle(state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
+_DEFAULT_ENCRYPTION = Encryption()
+
+
+async def _settle(
+    state_dir: Path,
+    migration_id: str,
+    encryption: Encryption = _DEFAULT_ENCRYPTION,
+    *,
+    only_plan: bool = False,
+) -> list[dict[str, Any]]:
     recovery = importlib.import_module("pageferry.migration.recovery")
-    return [each.as_dict() for each in await recovery.settle(state_dir, migration_id)]
+    found = await recovery.settle(state_dir, migration_id, encryption, only_plan=only_plan)
+    return [each.as_dict() for each in found]
 
 
-async def _plan(state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
-    recovery = importlib.import_module("pageferry.migration.recovery")
-    return [
-        each.as_dict() for each in await recovery.settle(state_dir, migration_id, only_plan=True)
-    ]
+_plan = partial(_settle, only_plan=True)
 
 
 def _journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
@@ -63,3 +71,9 @@ class Hooks:
     residency: Callable[[Path, int | None], Awaitable[dict[str, Any]]] = _residency
     probe: Callable[[], Awaitable[list[dict[str, Any]]]] = _probe
     plan: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _plan
+
+
+def hooks_for(encryption: Encryption) -> Hooks:
+    """The real ones, which ask other agents over connections encrypted as the operator wants."""
+    settle = partial(_settle, encryption=encryption)
+    return Hooks(settle=settle, plan=partial(settle, only_plan=True))

@@ -1,39 +1,43 @@
 """The port that other agents connect to.
 
 Whoever connects is a stranger until its first message has been read, and strangers are bounded in
-number, in time and in what they can make this process allocate. A connection that is accepted is
-then handed to a worker process, descriptor and all; the daemon reads no further message from it.
+number, in time and in what they can make this process allocate. When there are too many the one
+that has been here longest has to go: whoever means well is known within milliseconds. A connection
+that is accepted is handed to a worker process, descriptor and all; the daemon reads no further
+message from it.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from typing import Final
 
 import trio
 
+from pageferry.certificates.files import Side
 from pageferry.daemon.config import Config
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.model.errors import PageferryError, RefusedError
 from pageferry.net.address import Address
-from pageferry.net.control import ControlStream, read_first_message
+from pageferry.net.caller import Caller, meet_caller, peer_name
+from pageferry.net.control import ControlStream
 from pageferry.net.data import tune
+from pageferry.net.encryption import Credentials
 from pageferry.wire.messages import Attach, Hello, Message, Query, QueryReply, Refuse
 from pageferry.wire.session import Exchange, Role
 
 log = logging.getLogger(__name__)
 
 FIRST_MESSAGE_S: Final = 5.0
-"""How long a stranger may take for its first message: one small packet."""
+"""How long a stranger may take for TLS and its first message: a few small packets."""
 
 ANSWER_S: Final = 5.0
 """How long a source may take to read an answer that the daemon itself gives: one small packet."""
 
 MAX_STRANGERS: Final = 64
-"""Connections whose first message is still to come; more are turned away."""
+"""Connections whose first message is still to come, each with a TLS session of some 100 KiB."""
 
 MAX_QUERIES: Final = 16
 """Connections that ask what became of a migration, at once."""
@@ -66,8 +70,10 @@ class Listener:
         self._supervisor = supervisor
         self._hooks = hooks
         self._first_message_s = first_message_s
-        self._strangers = 0
+        self._strangers: dict[int, trio.CancelScope] = {}
+        self._callers = 0
         self._queries = 0
+        self.credentials = Credentials(config.encryption.directory, Side.SERVER)
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
         """Accept connections for ever. Closes the listeners when cancelled."""
@@ -75,80 +81,85 @@ class Listener:
 
     async def handle(self, stream: trio.SocketStream) -> None:
         """One connection, up to where somebody else takes it over. Closes *stream*."""
-        peer = _peer_name(stream)
+        peer = peer_name(stream)
         try:
-            message = await self._first_message(stream)
-            if message is not None:
-                await self._dispatch(stream, message, peer)
+            caller = await self._caller(stream)
+            if caller is None:
+                return
+            try:
+                await self._dispatch(caller)
+            finally:
+                await caller.aclose()
         except PageferryError as error:
-            log.warning("connection from %s: %s", peer, error)
+            log.warning("connection from %s: %s; %s", peer, error, error.advice)
         except OSError as error:
             log.debug("connection from %s: %s", peer, error)
         except Exception:
             log.exception("connection from %s: dropped", peer)
-        finally:
-            await trio.aclose_forcefully(stream)
 
-    async def _first_message(self, stream: trio.SocketStream) -> Message | None:
-        if self._strangers >= MAX_STRANGERS:
-            log.warning("%d connections have yet to say what they want; one dropped", MAX_STRANGERS)
-            return None
-        self._strangers += 1
+    async def _caller(self, stream: trio.SocketStream) -> Caller | None:
+        """Who it is and what it wants; None when it had to go for another stranger."""
+        if len(self._strangers) >= MAX_STRANGERS:
+            log.warning("%d connections have yet to say what they want", MAX_STRANGERS)
+            oldest = next(iter(self._strangers))
+            self._strangers.pop(oldest).cancel()
+        self._callers += 1
+        number = self._callers
+        with trio.CancelScope() as scope:
+            self._strangers[number] = scope
+            try:
+                return await meet_caller(
+                    stream, self._config.encryption, self.credentials, self._first_message_s
+                )
+            finally:
+                self._strangers.pop(number, None)
+        return None
+
+    async def _dispatch(self, caller: Caller) -> None:
+        if isinstance(caller.message, Hello):
+            await self._hello(caller, caller.message)
+        elif isinstance(caller.message, Attach):
+            await self._attach(caller, caller.message)
+        elif isinstance(caller.message, Query):
+            await self._query(caller, caller.message)
+
+    async def _hello(self, caller: Caller, hello: Hello) -> None:
+        who = f"{caller.peer} ({caller.certificate})" if caller.certificate else caller.peer
+        log.info("%s: %s brings guest %r", hello.migration_id, who, hello.guest)
         try:
-            return await read_first_message(stream, self._first_message_s)
-        finally:
-            self._strangers -= 1
-
-    async def _dispatch(self, stream: trio.SocketStream, message: Message, peer: str) -> None:
-        if isinstance(message, Hello):
-            await self._hello(stream, message, peer)
-        elif isinstance(message, Attach):
-            await self._attach(stream, message)
-        elif isinstance(message, Query):
-            await self._query(stream, message, peer)
-
-    async def _hello(self, stream: trio.SocketStream, hello: Hello, peer: str) -> None:
-        log.info("%s: %s brings guest %r", hello.migration_id, peer, hello.guest)
-        try:
-            await self._supervisor.receive_guest(hello, os.dup(stream.socket.fileno()))
+            await self._supervisor.receive_guest(hello, caller)
         except RefusedError as error:
             log.warning("%s: refused: %s", hello.migration_id, error)
-            refuse = Refuse(message=error.message, advice=error.advice)
-            await self._say_last(stream, hello, refuse)
+            await self._say_last(caller, Refuse(message=error.message, advice=error.advice))
 
-    async def _say_last(self, stream: trio.SocketStream, first: Message, answer: Message) -> None:
-        """Answer the *first* message of a connection that ends with the answer."""
+    async def _say_last(self, caller: Caller, answer: Message) -> None:
+        """Answer the first message of a connection that ends with the answer."""
         exchange = Exchange(Role.DESTINATION)
-        exchange.receive(first)
+        exchange.receive(caller.message)
         with trio.move_on_after(ANSWER_S):
-            await ControlStream(stream, exchange).send(answer)
+            control = ControlStream(caller.stream, exchange)
+            await control.send(answer)
+            await control.aclose()
 
-    async def _attach(self, stream: trio.SocketStream, attach: Attach) -> None:
+    async def _attach(self, caller: Caller, attach: Attach) -> None:
         # trio's sockets are non-blocking, and that belongs to what both descriptors share; the
         # threads of the worker block.
-        with socket.socket(fileno=os.dup(stream.socket.fileno())) as data:
+        self._supervisor.check_attach(attach, caller.certificate)
+        with socket.socket(fileno=caller.hand_over()) as data:
             tune(data)
             data.setblocking(True)
-            await self._supervisor.attach(attach, data.fileno())
+            await self._supervisor.attach(attach, data.fileno(), caller.second_session)
 
-    async def _query(self, stream: trio.SocketStream, query: Query, peer: str) -> None:
+    async def _query(self, caller: Caller, query: Query) -> None:
         if self._queries >= MAX_QUERIES:
-            log.warning("%d queries at once; that of %s dropped", MAX_QUERIES, peer)
+            log.warning("%d queries at once; that of %s dropped", MAX_QUERIES, caller.peer)
             return
         self._queries += 1
-        log.info("%s: %s asks what became of it", query.migration_id, peer)
+        log.info("%s: %s asks what became of it", query.migration_id, caller.peer)
         try:
             phase, detail = await trio.to_thread.run_sync(
                 self._hooks.journalled_phase, self._config.state_directory, query.migration_id
             )
-            await self._say_last(stream, query, QueryReply(phase=phase, detail=detail))
+            await self._say_last(caller, QueryReply(phase=phase, detail=detail))
         finally:
             self._queries -= 1
-
-
-def _peer_name(stream: trio.SocketStream) -> str:
-    try:
-        name = stream.socket.getpeername()
-    except OSError:
-        return "someone"
-    return str(Address(name[0], name[1])) if isinstance(name, tuple) else "someone"

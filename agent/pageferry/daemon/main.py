@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import fcntl
 import logging
 import os
@@ -17,16 +18,20 @@ from pathlib import Path
 import trio
 
 from pageferry import __version__
+from pageferry.certificates.files import CertificateFileError, Side
+from pageferry.certificates.inspection import WARN_DAYS
 from pageferry.control.registry import Registry
 from pageferry.control.server import ControlServer, bind_control_socket
 from pageferry.daemon.access import access_for
 from pageferry.daemon.commands import Commands
 from pageferry.daemon.config import DEFAULT_PATH, Config, load_config
-from pageferry.daemon.hooks import Hooks
+from pageferry.daemon.hooks import Hooks, hooks_for
 from pageferry.daemon.listener import Listener, open_listeners
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.daemon.worker_process import WORKER_COMMAND
 from pageferry.model.errors import PageferryError, RefusedError
+from pageferry.net.encryption import Credentials
+from pageferry.net.tls import expiry_fault
 
 log = logging.getLogger("pageferryd")
 
@@ -40,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _set_up_logging(verbose=arguments.verbose)
     try:
         config = _configuration(arguments.config)
+        check_certificates(config)
         if arguments.check:
             print("the configuration is fine")
             return 0
@@ -71,6 +77,26 @@ def _configuration(path: Path | None) -> Config:
     if path is None and not DEFAULT_PATH.exists():
         return Config()
     return load_config(path or DEFAULT_PATH)
+
+
+def check_certificates(config: Config) -> None:
+    """Raise RefusedError when other hosts are to connect here, and the certificates for it cannot
+    be used.
+
+    One that has expired stops nobody from starting: guests that a crash left over can still be
+    settled on this host.
+    """
+    if not config.encryption.is_needed(config.listen.host):
+        return
+    now = datetime.datetime.now(datetime.UTC)
+    context = Credentials(config.tls_directory, Side.SERVER).context()
+    fault = expiry_fault(context, now)
+    if fault:
+        log.error("%s: other hosts will refuse it; issue a new one", fault)
+    elif context.own.not_after - now < datetime.timedelta(days=WARN_DAYS):
+        log.warning(
+            "the certificate of this host, %s, ends on %s", context.own, context.own.not_after
+        )
 
 
 def _set_up_logging(*, verbose: bool) -> None:
@@ -141,28 +167,34 @@ async def run_daemon(
     Raises RefusedError when it cannot start. A second signal ends the waiting: workers whose daemon
     has gone cancel by themselves.
     """
-    hooks = hooks or Hooks()
+    hooks = hooks or hooks_for(config.encryption)
     registry = Registry()
     server = ControlServer(registry, may_change=access_for(config.read_only_gid))
     supervisor = Supervisor(config, server.emit, hooks=hooks, worker_command=worker_command)
     Commands(config, supervisor, hooks, server.may_change).register(registry)
     sockets = await _open_sockets(config)
     try:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 await nursery.start(supervisor.run)
-                nursery.start_soon(Listener(config, supervisor, hooks).serve, sockets.listeners)
+                listener = Listener(config, supervisor, hooks)
+                nursery.start_soon(listener.serve, sockets.listeners)
                 nursery.start_soon(server.serve, sockets.control)
                 log.info("listening on %s, control %s", config.listen, config.control_socket)
                 task_status.started(supervisor)
-                await _wait_for_the_end(signals, supervisor)
+                await _wait_for_the_end(
+                    signals, supervisor, (listener.credentials, supervisor.credentials)
+                )
                 nursery.cancel_scope.cancel()
     finally:
         config.control_socket.unlink(missing_ok=True)
 
 
-async def _wait_for_the_end(signals: AsyncIterator[int], supervisor: Supervisor) -> None:
-    received = await anext(signals)
+async def _wait_for_the_end(
+    signals: AsyncIterator[int], supervisor: Supervisor, credentials: Sequence[Credentials]
+) -> None:
+    while (received := await anext(signals)) == signal.SIGHUP:
+        _reload(credentials)
     log.info("%s: stopping", signal.Signals(received).name)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_at_next, signals, nursery.cancel_scope)
@@ -170,8 +202,19 @@ async def _wait_for_the_end(signals: AsyncIterator[int], supervisor: Supervisor)
         nursery.cancel_scope.cancel()
 
 
+def _reload(credentials: Sequence[Credentials]) -> None:
+    """Changed files are noticed anyway, at the next connection; this tells at once what is wrong
+    with them."""
+    for each in credentials:
+        try:
+            each.reload()
+        except CertificateFileError as error:
+            log.error("SIGHUP: %s; %s", error, error.advice)
+
+
 async def _cancel_at_next(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
+    while await anext(signals) == signal.SIGHUP:
+        continue
     log.warning("not waiting any more; workers cancel by themselves")
     scope.cancel()
 

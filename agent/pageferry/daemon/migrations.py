@@ -28,6 +28,8 @@ class Migration:
     parameters: MigrationParameters
     info: dict[str, Any] = field(default_factory=dict)
     worker: WorkerProcess | None = None
+    fingerprint: str = ""
+    """Of the certificate that the source came with; empty where it came without TLS."""
     announced: str = ""
     announced_residency: tuple[float, dict[str, Any]] = (-1.0, {})
     started_s: float = field(default_factory=time.time)

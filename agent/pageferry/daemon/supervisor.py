@@ -19,7 +19,10 @@ from typing import Any
 
 import trio
 
+from pageferry.certificates.description import CertificateInfo
+from pageferry.certificates.files import Side
 from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
+from pageferry.daemon.admission import check_same_certificate, check_sender, packet_of
 from pageferry.daemon.config import Config
 from pageferry.daemon.descriptors import FdOwner
 from pageferry.daemon.guests import Guest, GuestDirectory
@@ -33,6 +36,9 @@ from pageferry.migration.link import LinkLostError
 from pageferry.model.errors import MigrationFailedError, RefusedError
 from pageferry.model.parameters import MigrationParameters, check_changeable
 from pageferry.net.address import Address
+from pageferry.net.caller import Caller
+from pageferry.net.encryption import Credentials
+from pageferry.net.handing_over import SecondSession
 from pageferry.wire.messages import Attach, Hello
 
 log = logging.getLogger(__name__)
@@ -69,6 +75,7 @@ class Supervisor:
         self._emit = emit
         self._hooks = hooks or Hooks()
         self._worker_command = worker_command
+        self.credentials = Credentials(config.encryption.directory, Side.CLIENT)
         self.leftovers = Leftovers(
             state_dir=config.state_directory,
             hooks=self._hooks,
@@ -113,7 +120,7 @@ class Supervisor:
         Raises RefusedError when it may not begin. Once this has returned the migration runs,
         whatever becomes of the caller.
         """
-        self._check_encryption(destination)
+        self._check_certificates(destination)
         name = destination_guest or guest.name
         if not name:
             raise RefusedError(
@@ -128,48 +135,68 @@ class Supervisor:
             "port": destination.port,
             "destination-guest": name,
             "parameters": parameters.to_dict(),
+            "receivers": self._config.peers.receivers(migration.guest.label),
         }
         self._start(migration, job)
         return migration
 
-    async def receive_guest(self, hello: Hello, connection_fd: int) -> None:
+    async def receive_guest(self, hello: Hello, caller: Caller) -> None:
         """Start the destination's side for the source that said *hello* on this connection.
 
-        Takes over *connection_fd*, also when it raises RefusedError.
+        Hands the connection over. Raises RefusedError, and has then handed nothing over.
         """
-        with FdOwner(connection_fd) as connection:
-            guest = self.guests.by_name(hello.guest)
-            if self.migrations.by_id(hello.migration_id, "destination") is not None:
-                raise RefusedError(
-                    f"migration {hello.migration_id} was tried here before",
-                    advice="start a new migration",
-                )
-            migration = self._register(
-                Migration(hello.migration_id, "destination", guest, self.defaults)
+        guest = self.guests.by_name(hello.guest)
+        check_sender(self._config.peers, caller.certificate, guest)
+        if self.migrations.by_id(hello.migration_id, "destination") is not None:
+            raise RefusedError(
+                f"migration {hello.migration_id} was tried here before",
+                advice="start a new migration",
             )
-            job = {
-                **self._job(migration),
-                "hello": {
-                    "min-version": hello.min_version,
-                    "max-version": hello.max_version,
-                    "agent": hello.agent,
-                },
-            }
-            self._start(migration, job, connection.release())
+        migration = self._register(
+            Migration(hello.migration_id, "destination", guest, self.defaults)
+        )
+        if caller.certificate is not None:
+            migration.fingerprint = caller.certificate.fingerprint
+        job = {
+            **self._job(migration),
+            "hello": {
+                "min-version": hello.min_version,
+                "max-version": hello.max_version,
+                "agent": hello.agent,
+            },
+            "tls": packet_of(caller.second_session),
+        }
+        self._start(migration, job, caller.hand_over())
 
-    async def attach(self, attach: Attach, fd: int) -> None:
-        """Hand a data connection to its worker, which checks the token. The caller keeps *fd*.
-
-        Raises RefusedError when no migration here awaits it.
-        """
+    def check_attach(self, attach: Attach, certificate: CertificateInfo | None) -> None:
+        """Raise RefusedError when no migration here awaits data connections from the holder of
+        *certificate* (None: from a connection without TLS)."""
         migration = self.migrations.by_id(attach.migration_id, "destination")
         if migration is None or migration.worker is None:
             raise RefusedError(
                 f"no migration {attach.migration_id} awaits data connections here",
                 advice="see what became of it in this agent's log",
             )
-        packet = {"type": "channel", "token": attach.token.hex(), "channel": attach.channel}
+        check_same_certificate(migration, certificate)
+
+    async def attach(
+        self, attach: Attach, fd: int, second_session: SecondSession | None = None
+    ) -> None:
+        """Hand a data connection to its worker, which checks the token. The caller keeps *fd*, and
+        has called `check_attach`.
+
+        Raises RefusedError when the migration has just ended.
+        """
+        migration = self.migrations.by_id(attach.migration_id, "destination")
+        packet = {
+            "type": "channel",
+            "token": attach.token.hex(),
+            "channel": attach.channel,
+            "tls": packet_of(second_session),
+        }
         try:
+            if migration is None or migration.worker is None:
+                raise LinkLostError("it has ended")
             await migration.worker.send(packet, [fd])
         except LinkLostError as error:
             raise RefusedError(
@@ -268,13 +295,10 @@ class Supervisor:
             raise CommandError(f"there is no migration {migration_id[:64]}", DEVICE_NOT_FOUND)
         return migration
 
-    def _check_encryption(self, destination: Address) -> None:
-        if not destination.is_loopback and not self._config.plaintext:
-            raise RefusedError(
-                f"the memory of the guest would cross the network to {destination} unencrypted",
-                advice="migrate through a tunnel that ends on this host, or, in a network that you"
-                " trust, set plaintext = true in [daemon] on both hosts",
-            )
+    def _check_certificates(self, destination: Address) -> None:
+        """Raise RefusedError now rather than when the worker has looked at the whole guest."""
+        if self._config.encryption.is_needed(destination.host):
+            self.credentials.valid_context()
 
     def _register(self, migration: Migration) -> Migration:
         if self._stopping:
@@ -305,6 +329,7 @@ class Supervisor:
             "guest": migration.guest.label,
             "qmp": str(migration.guest.qmp),
             "state-dir": str(self._config.state_directory),
+            "encryption": self._config.encryption.to_packet(),
         }
 
     def _start(self, migration: Migration, job: dict[str, Any], fd: int | None = None) -> None:

@@ -2,13 +2,17 @@
 
 For threads: every call blocks and releases the GIL. Sockets may be blocking or not; a send or
 receive timeout of the socket (SO_SNDTIMEO, SO_RCVTIMEO) raises TimeoutError. A connection that
-broke raises ConnectionError (BrokenPipeError, ConnectionResetError), and so does one that the peer
-closes before the last byte. After any OSError an unknown part has been sent or received, so the
-connection is of no use any more.
+broke raises ConnectionError (BrokenPipeError, ConnectionResetError; ConnectionAbortedError when
+TLS failed), and so does one that the peer closes before the last byte. After any OSError an unknown
+part has been sent or received, so the connection is of no use any more.
+
+A *wire_address* is that of a ``struct pf_wire``, a TLS session on the socket: payload then goes
+through it instead of the bare socket.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from pageferry.kernel._native import ffi, lib
@@ -51,21 +55,36 @@ def split_zero(mapping: RamMapping, runs: Runs) -> tuple[Runs, Runs]:
     return Runs(nonzero[0]), Runs(zero[0])
 
 
-def send_payload(sock_fd: int, head: bytes, mapping: RamMapping, runs: Runs) -> None:
+def send_payload(
+    sock_fd: int,
+    head: bytes,
+    mapping: RamMapping,
+    runs: Runs,
+    *,
+    wire_address: int | None = None,
+) -> None:
     """Send *head*, then the pages of *runs* in order, straight from the mapping.
 
     The guest may write the pages meanwhile: what is sent is no snapshot, and a page torn that way
     is reported as written by the next scan.
     """
     with mapping.use() as base:
-        check(
-            lib.pf_send_payload(sock_fd, head, len(head), base, mapping.pages, runs._native),
-            "send guest pages",
-        )
+        what = (head, len(head), base, mapping.pages, runs._native)
+        if wire_address is None:
+            error = lib.pf_send_payload(sock_fd, *what)
+        else:
+            error = lib.pf_send_payload_over(_wire(wire_address), *what)
+    _check(error, "send guest pages")
 
 
 def receive_payload(
-    sock_fd: int, ram_fd: int, file_offset_bytes: int, runs: Runs, scratch: Scratch
+    sock_fd: int,
+    ram_fd: int,
+    file_offset_bytes: int,
+    runs: Runs,
+    scratch: Scratch,
+    *,
+    wire_address: int | None = None,
 ) -> None:
     """Receive the pages of *runs* in order and write them to the file at *file_offset_bytes*.
 
@@ -73,18 +92,23 @@ def receive_payload(
     holes are charged to the memory cgroup of the calling process. Raises OSError with ENOSPC when
     the file system is full.
     """
-    check(
-        lib.pf_receive_payload(
-            sock_fd,
-            ram_fd,
-            file_offset_bytes,
-            runs._native,
-            scratch._memory,
-            scratch.length_bytes,
-        ),
-        "receive guest pages",
-    )
+    what = (ram_fd, file_offset_bytes, runs._native, scratch._memory, scratch.length_bytes)
+    if wire_address is None:
+        error = lib.pf_receive_payload(sock_fd, *what)
+    else:
+        error = lib.pf_receive_payload_over(_wire(wire_address), *what)
+    _check(error, "receive guest pages")
     lib.pf_drain_batch()
+
+
+def _check(error: int, action: str) -> None:
+    if error == errno.EPROTO:
+        raise ConnectionAbortedError(error, f"TLS failed: {action}")
+    check(error, action)
+
+
+def _wire(address: int) -> Any:
+    return ffi.cast("const struct pf_wire *", address)
 
 
 def receive_exact(sock_fd: int, length_bytes: int, buffer: bytearray | memoryview) -> None:

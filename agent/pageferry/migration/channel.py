@@ -13,25 +13,29 @@ from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import Runs
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import PeerLostError
+from pageferry.net.connecting import begin_data
+from pageferry.net.data import DataSocket, wire_address
 from pageferry.wire.frames import encode_head
-from pageferry.wire.messages import Attach, Barrier, Holes, Message, Pages, Zeros
+from pageferry.wire.messages import Barrier, Holes, Message, Pages, Zeros
 
 
 class Channel:
-    """A connected, blocking socket to the destination's agent. Every method may block.
+    """A connected, blocking socket to the destination's agent, attached by its first message.
+
+    Every method may block.
 
     All raise PeerLostError when the connection ends or has been shut down by `shutdown`, the one
     method that other threads may call.
     """
 
-    def __init__(self, sock: socket.socket, index: int) -> None:
+    def __init__(self, sock: DataSocket, index: int) -> None:
         self.index = index
         self._socket = sock
         self._frames = 0
 
-    def attach(self, migration_id: str, token: bytes) -> None:
-        """Say which migration this connection belongs to; must come first."""
-        self._send(Attach(migration_id=migration_id, token=token, channel=self.index))
+    def begin(self) -> None:
+        """Get ready; must come first. With TLS the destination's worker must be there for it."""
+        begin_data(self._socket)
 
     def pages(
         self, block: int, mapping: RamMapping, round_number: int, runs: Runs, *, cold: bool
@@ -42,7 +46,13 @@ class Channel:
             runs.pages * PAGE_BYTES,
         )
         try:
-            transfer.send_payload(self._socket.fileno(), head, mapping, runs)
+            transfer.send_payload(
+                self._socket.fileno(),
+                head,
+                mapping,
+                runs,
+                wire_address=wire_address(self._socket),
+            )
         except OSError as error:
             raise self._lost(error) from error
         self._frames += 1

@@ -28,13 +28,24 @@ from pageferry.migration.outcome import explained
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.reception import Reception
-from pageferry.model.errors import MigrationCancelledError, PageferryError, RefusedError
+from pageferry.model.errors import (
+    MigrationCancelledError,
+    PageferryError,
+    PeerLostError,
+    RefusedError,
+)
 from pageferry.net.control import ControlStream
-from pageferry.net.data import tune
+from pageferry.net.data import DataSocket, TlsSocket, tune
+from pageferry.net.handing_over import SecondSession
+from pageferry.net.streams import tls_stream
+from pageferry.net.tls import TlsContext
 from pageferry.qemu.look import look
 from pageferry.qemu.monitor import open_monitor
 from pageferry.wire.messages import Describe, HelloReply, Refuse
 from pageferry.wire.session import Exchange, Role
+
+TLS_TIMEOUT_S = 30.0
+"""The source begins as soon as the daemon has handed the connection over."""
 
 
 class DestinationMigration:
@@ -46,14 +57,30 @@ class DestinationMigration:
         self.progress = Progress(job.migration_id, job.guest, time.monotonic_ns())
         self._control_fd = control_fd
         self._inflow: Inflow | None = None
+        self._tls_context: TlsContext | None = None
         self._cancellation = Cancellation()
 
-    def attach(self, fd: int, channel: int, token: bytes) -> None:
-        """Take over a data connection's descriptor; it is closed when it does not belong here."""
+    def attach(self, fd: int, channel: int, token: bytes, tls: SecondSession | None) -> None:
+        """Take over a data connection's descriptor; it is closed when it does not belong here.
+
+        *tls* is what its second session needs; None where it is not encrypted.
+        """
         sock = socket.socket(fileno=fd)
         sock.setblocking(True)
-        if self._inflow is None or not self._inflow.attach(sock, channel, token):
+        data = self._data_socket(sock, tls)
+        if self._inflow is None or data is None or not self._inflow.attach(data, channel, token):
             sock.close()
+
+    def _data_socket(self, sock: socket.socket, tls: SecondSession | None) -> DataSocket | None:
+        """None when it is not encrypted as the control connection is, or with another peer."""
+        if tls is None or self.job.tls is None:
+            return sock if tls is self.job.tls else None
+        if self._tls_context is None or tls.fingerprint != self.job.tls.fingerprint:
+            return None
+        peer = f"data connection from {self.job.guest}'s source"
+        return TlsSocket(
+            sock, self._tls_context, tls.protocol, peer=peer, host=None, check=tls.check
+        )
 
     def cancel(self) -> bool:
         """Give up, unless the source has committed: then nothing happens and the answer is
@@ -66,12 +93,7 @@ class DestinationMigration:
         Raises RefusedError when it was not taken, OutcomeUnknownError when QEMU cannot say whether
         it runs, another PageferryError when the migration ended before the commit.
         """
-        exchange = Exchange(Role.DESTINATION)
-        exchange.receive(self.job.hello())
-        sock = socket.socket(fileno=self._control_fd)
-        sock.setblocking(False)
-        tune(sock)
-        stream = ControlStream(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), exchange)
+        stream = await self._control_stream()
         journal = Journal.create(self.job.state_dir, self.job.migration_id, "destination")
         try:
             async with open_peer(stream) as peer:
@@ -86,6 +108,33 @@ class DestinationMigration:
         finally:
             self.progress.finished_ns = time.monotonic_ns()
             journal.close()
+
+    async def _control_stream(self) -> ControlStream:
+        """The connection on which the daemon has read Hello; with TLS its second session begins."""
+        exchange = Exchange(Role.DESTINATION)
+        exchange.receive(self.job.hello())
+        sock = socket.socket(fileno=self._control_fd)
+        sock.setblocking(False)
+        tune(sock)
+        tls = self.job.tls
+        if tls is None:
+            plain = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            return ControlStream(plain, exchange)
+        self._tls_context = tls.context()
+        stream = tls_stream(self._tls_context, sock, tls.protocol, "the source")
+        try:
+            with trio.fail_after(TLS_TIMEOUT_S):
+                await stream.handshake()
+            tls.check(stream.session.peer())
+        except BaseException as error:
+            await trio.aclose_forcefully(stream)
+            if isinstance(error, OSError | trio.TooSlowError):
+                raise PeerLostError(
+                    f"the source ended the connection while TLS began: {error or 'no answer'}",
+                    guest_state="with its source",
+                ) from error
+            raise
+        return ControlStream(stream, exchange)
 
     async def _receive(self, journal: Journal, peer: Peer) -> None:
         try:

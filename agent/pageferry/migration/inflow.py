@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import socket
 
 import trio
 
 from pageferry.migration.receiving import RamReceiver, out_of_memory
 from pageferry.migration.stoppable import run_stoppable
 from pageferry.model.errors import MigrationFailedError, PeerLostError
+from pageferry.net.data import DataSocket
 from pageferry.wire.messages import RoundEnd
 
 
@@ -20,11 +20,11 @@ class Inflow:
     def __init__(self, receiver: RamReceiver, channels: int, token: bytes) -> None:
         self._receiver = receiver
         self._token = token
-        self._sockets: list[socket.socket | None] = [None] * channels
+        self._sockets: list[DataSocket | None] = [None] * channels
         self._attached = trio.Event()
         self._moved = trio.Event()
 
-    def attach(self, sock: socket.socket, channel: int, token: bytes) -> bool:
+    def attach(self, sock: DataSocket, channel: int, token: bytes) -> bool:
         """Take a connection that says it is *channel*; False, and nothing done, when it is not.
 
         The token is compared in constant time, and each channel is attached once, so that a
@@ -77,7 +77,7 @@ class Inflow:
     def _note_move(self) -> None:
         self._moved.set()
 
-    async def _serve(self, channel: int, sock: socket.socket) -> None:
+    async def _serve(self, channel: int, sock: DataSocket) -> None:
         def moved() -> None:
             trio.from_thread.run_sync(self._note_move)
 

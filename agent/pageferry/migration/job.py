@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pageferry.certificates.description import CertificateInfo
 from pageferry.model.errors import RefusedError
 from pageferry.model.parameters import MigrationParameters
+from pageferry.net.address import Address
+from pageferry.net.connecting import Route, find_route
+from pageferry.net.encryption import Encryption
+from pageferry.net.handing_over import SecondSession
+from pageferry.policy.peers import any_matches
 from pageferry.wire.messages import Hello
 
 MIN_VERSION = 1
@@ -28,6 +34,9 @@ class SourceJob:
     destination_guest: str
     state_dir: Path
     parameters: MigrationParameters
+    encryption: Encryption = field(default_factory=Encryption)
+    receivers: tuple[str, ...] | None = None
+    """Patterns of the certificate names whose agents may receive this guest; None: all."""
 
     @classmethod
     def from_packet(cls, packet: Mapping[str, Any]) -> SourceJob:
@@ -41,6 +50,22 @@ class SourceJob:
             destination_guest=packet.get("destination-guest") or packet["guest"],
             state_dir=Path(packet["state-dir"]),
             parameters=MigrationParameters.from_dict(packet.get("parameters") or {}),
+            encryption=Encryption.from_packet(packet["encryption"]),
+            receivers=None if packet["receivers"] is None else tuple(packet["receivers"]),
+        )
+
+    def route(self) -> Route:
+        """The way to the destination. Raises RefusedError when this host's certificates cannot be
+        used."""
+        return find_route(Address(self.host, self.port), self.encryption, self.check_receiver)
+
+    def check_receiver(self, certificate: CertificateInfo) -> None:
+        """Raise RefusedError when the holder of *certificate* may not receive this guest."""
+        if self.receivers is None or any_matches(certificate.names, self.receivers):
+            return
+        raise RefusedError(
+            f"certificate {certificate} may not receive guest {self.guest} from this host",
+            advice="add the guest to may-receive of the certificate in [peers] on this host",
         )
 
 
@@ -55,6 +80,7 @@ class DestinationJob:
     min_version: int
     max_version: int
     source_agent: str
+    tls: SecondSession | None = None
 
     @classmethod
     def from_packet(cls, packet: Mapping[str, Any]) -> DestinationJob:
@@ -68,6 +94,7 @@ class DestinationJob:
             min_version=int(hello["min-version"]),
             max_version=int(hello["max-version"]),
             source_agent=str(hello["agent"]),
+            tls=SecondSession.from_packet(packet.get("tls")),
         )
 
     def hello(self) -> Hello:

@@ -24,6 +24,7 @@ from pageferry.migration.owning import (
 )
 from pageferry.model.errors import PageferryError, QemuError
 from pageferry.model.phase import DestinationPhase, SourcePhase
+from pageferry.net.encryption import Encryption
 from pageferry.policy.ownership import (
     RULES,
     DestinationEvent,
@@ -91,8 +92,9 @@ class JournalledQemu:
 class SourceLeftover:
     """The source's journal. `look` first, then `settle`."""
 
-    def __init__(self, state: JournalState, journal: Journal) -> None:
+    def __init__(self, state: JournalState, journal: Journal, encryption: Encryption) -> None:
         self._state = state
+        self._encryption = encryption
         self._recorder = Recorder(journal)
         self._phase = SourcePhase(state.phase)
         self._ownership = SourceOwnership(RULES.source_resumes_at[self._phase])
@@ -144,7 +146,7 @@ class SourceLeftover:
     async def _ask(self) -> tuple[SourceEvent, str]:
         host, port = str(self._state.notes["host"]), int(self._state.notes["port"])
         try:
-            phase = await query_destination(host, port, self._state.migration_id)
+            phase = await query_destination(host, port, self._state.migration_id, self._encryption)
         except PageferryError as error:
             return SourceEvent.TOLD_UNDECIDED, f"it may run on {host}: {error.message}"
         if phase == "no-journal":

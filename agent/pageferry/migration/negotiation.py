@@ -16,10 +16,13 @@ from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.job import MAX_VERSION, MIN_VERSION, SourceJob
 from pageferry.migration.peer import M, Peer
 from pageferry.model.errors import PageferryError, PeerLostError, RefusedError
+from pageferry.net.address import Address
+from pageferry.net.connecting import Route, find_route, open_control, open_data
 from pageferry.net.control import ControlStream
-from pageferry.net.data import connect_data
+from pageferry.net.encryption import Encryption
 from pageferry.qemu.look import GuestView
 from pageferry.wire.messages import (
+    Attach,
     Describe,
     Hello,
     HelloReply,
@@ -28,47 +31,35 @@ from pageferry.wire.messages import (
     Ready,
     Started,
 )
-from pageferry.wire.session import Exchange, Role
-
-CONNECT_TIMEOUT_S = 10.0
 
 ANSWER_TIMEOUT_S = 60.0
 """The destination looks at its QEMU, searches /proc for other mappers and clears the RAM file."""
 
 
-async def connect(host: str, port: int) -> ControlStream:
-    """A control connection to the agent at *host*:*port*.
+async def connect(route: Route, job: SourceJob) -> ControlStream:
+    """A control connection to the destination's agent, on which Hello has been said.
 
-    Raises RefusedError when it cannot be reached.
+    Raises RefusedError when the agent cannot be reached, or is not who it should be.
     """
-    try:
-        with trio.fail_after(CONNECT_TIMEOUT_S):
-            stream = await trio.open_tcp_stream(host, port)
-    except (OSError, trio.TooSlowError) as error:
-        raise RefusedError(
-            f"the agent at {host}:{port} cannot be reached: {error or 'no answer'}",
-            advice="check that pageferryd runs there and listens on that address",
-        ) from error
-    return ControlStream(stream, Exchange(Role.SOURCE))
+    hello = Hello(
+        min_version=MIN_VERSION,
+        max_version=MAX_VERSION,
+        migration_id=job.migration_id,
+        guest=job.destination_guest,
+        agent=f"pageferry {__version__}",
+    )
+    return await open_control(route, hello)
 
 
 async def negotiate(
     peer: Peer, job: SourceJob, view: GuestView, blocks: Sequence[CarriedBlock]
 ) -> Ready:
-    """Offer the guest. Returns what the destination needs to see on the data connections.
+    """Offer the guest, after Hello. Returns what the destination needs to see on the data
+    connections.
 
     Raises RefusedError when the destination does not take it or does not answer.
     """
     with trio.move_on_after(ANSWER_TIMEOUT_S):
-        await peer.send(
-            Hello(
-                min_version=MIN_VERSION,
-                max_version=MAX_VERSION,
-                migration_id=job.migration_id,
-                guest=job.destination_guest,
-                agent=f"pageferry {__version__}",
-            )
-        )
         await _answer(peer, HelloReply)
         await peer.send(
             Describe(
@@ -89,17 +80,16 @@ async def negotiate(
     )
 
 
-async def attach_channels(peer: Peer, job: SourceJob, ready: Ready) -> list[Channel]:
+async def attach_channels(peer: Peer, job: SourceJob, route: Route, ready: Ready) -> list[Channel]:
     """Open the data connections that the destination agreed to. Raises RefusedError."""
     channels: list[Channel] = []
     try:
         for index in range(min(ready.channels, job.parameters.channels)):
-            sock = await trio.to_thread.run_sync(
-                connect_data, job.host, job.port, CONNECT_TIMEOUT_S
-            )
-            channel = Channel(sock, index)
-            channels.append(channel)
-            await trio.to_thread.run_sync(channel.attach, job.migration_id, ready.token)
+            attach = Attach(migration_id=job.migration_id, token=ready.token, channel=index)
+            sock = await trio.to_thread.run_sync(open_data, route, attach)
+            channels.append(Channel(sock, index))
+        for channel in channels:
+            await trio.to_thread.run_sync(channel.begin)
         with trio.fail_after(ANSWER_TIMEOUT_S):
             await _answer(peer, Started)
     except (OSError, trio.TooSlowError, PeerLostError) as error:
@@ -114,15 +104,15 @@ async def attach_channels(peer: Peer, job: SourceJob, ready: Ready) -> list[Chan
     return channels
 
 
-async def query_destination(host: str, port: int, migration_id: str) -> str:
+async def query_destination(host: str, port: int, migration_id: str, encryption: Encryption) -> str:
     """The phase in the destination's journal, or "" when it has none of this migration.
 
     Raises PageferryError when the agent cannot be reached or does not answer.
     """
-    stream = await connect(host, port)
+    route = find_route(Address(host, port), encryption)
+    stream = await open_control(route, Query(migration_id=migration_id))
     try:
         with trio.fail_after(ANSWER_TIMEOUT_S):
-            await stream.send(Query(migration_id=migration_id))
             reply = await stream.receive()
     except trio.TooSlowError as error:
         raise PeerLostError(f"the agent at {host}:{port} does not answer") from error

@@ -23,12 +23,15 @@ from pageferry.kernel.residency import ResidencyReader
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.progress import Progress
 from pageferry.model.errors import PageferryError, PeerLostError, RemoteProtocolError
-from pageferry.net.data import read_frame_head
+from pageferry.net.data import DataSocket, TlsSocket, read_frame_head, wire_address
 from pageferry.wire.ledger import RoundLedger
 from pageferry.wire.messages import Barrier, Holes, Pages, RoundEnd, Zeros
 
 SCRATCH_BYTES = 256 * 1024
 """Receive buffer of one thread: fits the L2 cache together with what pwrite touches."""
+
+TLS_TIMEOUT_S = 30.0
+"""The source begins TLS on all its connections, one after the other, once all are attached."""
 
 RoundMoved = Callable[[], None]
 
@@ -47,7 +50,7 @@ class RamReceiver:
         self._reader = reader
         self._progress = progress
         self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[DataSocket] = []
         self._stopped = False
         self._cold = [PageSet(carried.block.pages) for carried in blocks]
         self._ledger = RoundLedger(channels)
@@ -62,7 +65,7 @@ class RamReceiver:
             whole.add(0, carried.block.pages)
             paging.punch(carried.mapping.fd, carried.mapping.file_offset_bytes, whole.runs())
 
-    def serve(self, sock: socket.socket, channel: int, moved: RoundMoved) -> None:
+    def serve(self, sock: DataSocket, channel: int, moved: RoundMoved) -> None:
         """Receive on one connection until it ends or `stop` is called. Blocks; runs in a thread.
 
         Calls *moved* when a round has been placed whole on this connection. Raises
@@ -72,6 +75,8 @@ class RamReceiver:
             self._sockets.append(sock)
             if self._stopped:
                 return
+        if isinstance(sock, TlsSocket):
+            sock.begin(TLS_TIMEOUT_S)
         scratch = transfer.Scratch(SCRATCH_BYTES)
         while True:
             message = read_frame_head(sock)
@@ -133,7 +138,7 @@ class RamReceiver:
             raise RemoteProtocolError(f"a frame of round {message.round} came in round {number}")
 
     def _place(
-        self, message: Pages | Zeros | Holes, sock: socket.socket, scratch: transfer.Scratch
+        self, message: Pages | Zeros | Holes, sock: DataSocket, scratch: transfer.Scratch
     ) -> None:
         carried, runs = self._checked(message)
         if isinstance(message, Pages):
@@ -163,7 +168,7 @@ class RamReceiver:
         carried: CarriedBlock,
         runs: Runs,
         message: Pages,
-        sock: socket.socket,
+        sock: DataSocket,
         scratch: transfer.Scratch,
     ) -> None:
         mapping = carried.mapping
@@ -171,7 +176,12 @@ class RamReceiver:
             self._forget_swapped(carried, runs)
         try:
             transfer.receive_payload(
-                sock.fileno(), mapping.fd, mapping.file_offset_bytes, runs, scratch
+                sock.fileno(),
+                mapping.fd,
+                mapping.file_offset_bytes,
+                runs,
+                scratch,
+                wire_address=wire_address(sock),
             )
         except (ConnectionError, EOFError) as error:
             raise PeerLostError("a data connection ended within a frame") from error

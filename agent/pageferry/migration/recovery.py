@@ -24,6 +24,7 @@ from pageferry.migration.journal import (
 )
 from pageferry.migration.leftover import DestinationLeftover, SourceLeftover
 from pageferry.model.phase import is_over, phase_of
+from pageferry.net.encryption import Encryption
 
 NO_JOURNAL: Final = "no-journal"
 """The phase that is reported for a migration of which there is no journal."""
@@ -66,16 +67,16 @@ class Settlement:
 
 
 async def settle(
-    state_dir: Path, migration_id: str, *, only_plan: bool = False
+    state_dir: Path, migration_id: str, encryption: Encryption, *, only_plan: bool = False
 ) -> list[Settlement]:
     """Settle what this host's journals of *migration_id* leave open; or, with *only_plan*, change
-    nothing and say what that would do.
+    nothing and say what that would do. *encryption* is for asking the destination's agent.
 
     A journal that somebody else works on, or that makes no sense, is reported and left alone.
     Raises JournalError on an ID that is none.
     """
     paths = [journal_path(state_dir, migration_id, role) for role in ROLES]
-    return [await _settle(path, only_plan=only_plan) for path in paths if path.exists()]
+    return [await _settle(path, encryption, only_plan=only_plan) for path in paths if path.exists()]
 
 
 def journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
@@ -93,7 +94,7 @@ def journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
     return state.phase, str(state.notes.get("reason", ""))
 
 
-async def _settle(path: Path, *, only_plan: bool) -> Settlement:
+async def _settle(path: Path, encryption: Encryption, *, only_plan: bool) -> Settlement:
     migration_id, role = path.name.split(".")[:2]
     bare = partial(Settlement, migration_id, role, "")
     try:
@@ -112,15 +113,17 @@ async def _settle(path: Path, *, only_plan: bool) -> Settlement:
             return bare("empty", True, "nothing had begun")
         if is_over(state.known_phase):
             return _settlement(state, state.phase, "it was over")
-        return await _settle_open(state, journal, only_plan=only_plan)
+        return await _settle_open(state, journal, encryption, only_plan=only_plan)
     finally:
         journal.close()
 
 
-async def _settle_open(state: JournalState, journal: Journal, *, only_plan: bool) -> Settlement:
+async def _settle_open(
+    state: JournalState, journal: Journal, encryption: Encryption, *, only_plan: bool
+) -> Settlement:
     leftover: SourceLeftover | DestinationLeftover
     if state.role == "source":
-        leftover = SourceLeftover(state, journal)
+        leftover = SourceLeftover(state, journal, encryption)
     else:
         leftover = DestinationLeftover(state, journal)
     async with AsyncExitStack() as stack:

@@ -49,6 +49,7 @@ from pageferry.model.errors import (
 )
 from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
+from pageferry.net.connecting import Route
 from pageferry.policy.ownership import SourceEvent, SourceStep
 from pageferry.qemu.look import GuestView, look
 from pageferry.qemu.monitor import Monitor, open_monitor
@@ -113,6 +114,7 @@ class SourceMigration:
             journal.close()
 
     async def _migrate(self, journal: Journal, books: _Books) -> None:
+        route = self.job.route()
         async with open_monitor(self.job.qmp) as monitor:
             view = await look(monitor)
             refuse(view, "source")
@@ -122,10 +124,11 @@ class SourceMigration:
                 await trio.to_thread.run_sync(refuse_other_users, monitor.peer_pid, blocks)
                 self.progress.total_bytes = sum(carried.block.length_bytes for carried in blocks)
                 self.progress.way = reader.name
-                stream = await connect(self.job.host, self.job.port)
+                stream = await connect(route, self.job)
                 async with open_peer(stream) as peer:
                     departure = Departure(
                         job=self.job,
+                        route=route,
                         journal=journal,
                         monitor=monitor,
                         view=view,
@@ -181,6 +184,7 @@ class Departure:
     """The part of a migration for which both the monitor and the peer are there. `run` once."""
 
     job: SourceJob
+    route: Route
     journal: Journal
     monitor: Monitor
     view: GuestView
@@ -214,7 +218,7 @@ class Departure:
 
     async def _carry_over(self, handover: Handover, stack: AsyncExitStack) -> None:
         ready = await negotiate(self.peer, self.job, self.view, self.blocks)
-        channels = await attach_channels(self.peer, self.job, ready)
+        channels = await attach_channels(self.peer, self.job, self.route, ready)
         stack.callback(_close_channels, channels)
         began = trio.current_time()
         with trio.CancelScope(deadline=_deadline(began, self.tuning.parameters)) as limit:

@@ -25,6 +25,7 @@ from pageferry.migration.outcome import explained
 from pageferry.migration.progress import Progress
 from pageferry.migration.source import SourceMigration
 from pageferry.model.errors import PageferryError, RefusedError
+from pageferry.net.handing_over import SecondSession
 
 log = logging.getLogger("pageferry.worker")
 
@@ -103,7 +104,8 @@ class Worker:
                 self._outbox.say({"type": "identity", "pid": os.getpid(), "job": self._job})
             elif kind == "channel" and isinstance(migration, DestinationMigration) and fds:
                 token = bytes.fromhex(packet["token"])
-                migration.attach(fds.pop(), int(packet["channel"]), token)
+                tls = SecondSession.from_packet(packet.get("tls"))
+                migration.attach(fds.pop(), int(packet["channel"]), token, tls)
             for fd in fds:
                 os.close(fd)
 

@@ -1,4 +1,4 @@
-"""The control connection: messages over a trio SocketStream.
+"""The control connection: messages over a stream, plain or TLS.
 
 Rules:
 
@@ -17,6 +17,7 @@ import math
 import trio
 
 from pageferry.model.errors import PeerLostError
+from pageferry.net.streams import Stream, plain_or_same
 from pageferry.wire.frames import (
     PAYLOAD_HEAD_BYTES,
     PREAMBLE_BYTES,
@@ -46,9 +47,9 @@ class ControlStream:
     read Hello, say).
     """
 
-    def __init__(self, stream: trio.SocketStream, exchange: Exchange) -> None:
+    def __init__(self, stream: trio.SocketStream | Stream, exchange: Exchange) -> None:
         self.exchange = exchange
-        self._stream = stream
+        self._stream = plain_or_same(stream)
         self._decoder = FrameDecoder()
         self._queue = bytearray()
         self._flush_lock = trio.Lock()
@@ -124,7 +125,7 @@ class ControlStream:
             await trio.lowlevel.checkpoint()
             while self._queue:
                 try:
-                    sent_bytes = await self._stream.socket.send(bytes(self._queue[:RECEIVE_BYTES]))
+                    sent_bytes = await self._stream.send_some(bytes(self._queue[:RECEIVE_BYTES]))
                 except (OSError, trio.ClosedResourceError) as error:
                     raise _lost(str(error)) from error
                 del self._queue[:sent_bytes]
@@ -141,7 +142,7 @@ class ControlStream:
         while (message := self._decoder.next_frame()) is None:
             try:
                 data = await self._stream.receive_some(RECEIVE_BYTES)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise _lost(str(error.__cause__ or error)) from error
             if not data:
                 raise _lost("the other agent closed it")
@@ -150,7 +151,7 @@ class ControlStream:
         return message
 
 
-async def read_first_message(stream: trio.SocketStream, timeout_s: float) -> Message:
+async def read_first_message(stream: trio.SocketStream | Stream, timeout_s: float) -> Message:
     """The first message of a connection that someone unknown has made: Hello, Query or Attach.
 
     Reads exactly this one frame. Raises RemoteProtocolError for anything else, and PeerLostError
@@ -159,9 +160,10 @@ async def read_first_message(stream: trio.SocketStream, timeout_s: float) -> Mes
     """
     try:
         with trio.fail_after(timeout_s):
-            preamble = await _receive_exactly(stream, PREAMBLE_BYTES)
+            source = plain_or_same(stream)
+            preamble = await _receive_exactly(source, PREAMBLE_BYTES)
             meta_bytes = parse_preamble(preamble, MAX_FIRST_META_BYTES)
-            rest = await _receive_exactly(stream, meta_bytes + PAYLOAD_HEAD_BYTES)
+            rest = await _receive_exactly(source, meta_bytes + PAYLOAD_HEAD_BYTES)
     except trio.TooSlowError as error:
         raise _lost(f"no whole message came within {timeout_s:g} seconds") from error
     payload_bytes = parse_payload_head(rest[-PAYLOAD_HEAD_BYTES:], limit_bytes=0)
@@ -170,12 +172,12 @@ async def read_first_message(stream: trio.SocketStream, timeout_s: float) -> Mes
     return message
 
 
-async def _receive_exactly(stream: trio.SocketStream, count_bytes: int) -> bytes:
+async def _receive_exactly(stream: Stream, count_bytes: int) -> bytes:
     data = b""
     while len(data) < count_bytes:
         try:
             piece = await stream.receive_some(count_bytes - len(data))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise _lost(str(error.__cause__ or error)) from error
         if not piece:
             raise _lost("it ended within the first message")

@@ -1,13 +1,21 @@
-"""Data connections: blocking sockets, for threads that send and receive inside C.
+"""Data connections: blocking sockets, plain or with TLS, for threads that send and receive in C.
 
-A thread that blocks on one of them is stopped with ``socket.shutdown`` from another thread.
+A thread that blocks on one of them is stopped with ``shutdown`` from another thread.
 """
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from pageferry.model.errors import PeerLostError
+from pageferry.net.handing_over import CertificateCheck
+from pageferry.net.tls import NotReadyError, Session, TlsContext, TlsError
+from pageferry.net.tls_errors import explained
 from pageferry.wire.frames import (
     PAYLOAD_HEAD_BYTES,
     PREAMBLE_BYTES,
@@ -25,6 +33,128 @@ notices sooner who is gone."""
 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 10, 5, 3
 """When an idle connection counts as gone: after 25 seconds. A channel is idle while others work."""
+
+
+T = TypeVar("T")
+
+
+class TlsSocket:
+    """A TLS session on a blocking socket, with those methods of ``socket.socket`` that data
+    connections use. One thread at a time, but for `shutdown`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        context: TlsContext,
+        protocol: str,
+        *,
+        peer: str,
+        host: str | None,
+        check: CertificateCheck,
+    ) -> None:
+        """Takes over *sock*. Nothing is sent before `begin`."""
+        self._socket = sock
+        self._peer = peer
+        self._host = host
+        self._check = check
+        self._session = context.session(sock.fileno(), protocol, host, read_ahead=True)
+
+    def begin(self, timeout_s: float) -> None:
+        """The handshake, and the check of who is there; must come before anything else.
+
+        Raises PeerLostError when it takes longer, TlsError when it fails, and what the check
+        raises.
+        """
+        drive(
+            self._socket,
+            self._session,
+            self._session.handshake,
+            timeout_s,
+            peer=self._peer,
+            host=self._host,
+        )
+        self._check(self._session.peer())
+
+    @property
+    def wire_address(self) -> int:
+        """For kernel.transfer."""
+        return self._session.wire_address
+
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
+    def sendall(self, data: bytes) -> None:
+        """Send all of *data*. Raises TlsError or OSError."""
+        self._session.send_all(data)
+
+    def recv_into(self, view: memoryview, _bytes: int = 0, _flags: int = 0) -> int:
+        """Fill *view*. Raises TlsError or OSError."""
+        self._session.receive_into(view)
+        return len(view)
+
+    def shutdown(self, how: int) -> None:
+        """Make whatever blocks on the socket return, now and later; from any thread."""
+        self._socket.shutdown(how)
+
+    def close(self) -> None:
+        """Close it; no thread may be using it any more."""
+        self._session.close()
+        self._socket.close()
+
+
+DataSocket = socket.socket | TlsSocket
+
+
+def wire_address(sock: DataSocket) -> int | None:
+    """What kernel.transfer needs to know of *sock* beside its descriptor."""
+    return sock.wire_address if isinstance(sock, TlsSocket) else None
+
+
+def drive(
+    sock: socket.socket,
+    session: Session,
+    step: Callable[[], T],
+    timeout_s: float,
+    *,
+    peer: str,
+    host: str | None,
+) -> T:
+    """Do one *step* of *session* on a blocking socket, in *timeout_s* altogether.
+
+    Raises PeerLostError when it takes longer or the connection breaks, and TlsError. The socket's
+    own timeouts would not do: they start anew with every byte that comes.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    sock.setblocking(False)
+    try:
+        while True:
+            try:
+                return step()
+            except NotReadyError as want:
+                _wait(sock, deadline_s, peer, write=want.write)
+    except TlsError as error:
+        raise explained(error, session, peer, host) from error
+    except OSError as error:
+        raise PeerLostError(
+            f"the connection to {peer} broke while TLS began: {error.strerror or error}",
+            advice="see the log of pageferryd there; both hosts must use TLS, or neither",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            sock.setblocking(True)
+
+
+def _wait(sock: socket.socket, deadline_s: float, peer: str, *, write: bool) -> None:
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT if write else select.POLLIN)
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0 or not poll.poll(left_s * 1000):
+        raise PeerLostError(
+            f"{peer} does not answer while TLS begins",
+            advice="check the network and the log of pageferryd there",
+        )
 
 
 def connect_data(host: str, port: int, timeout_s: float) -> socket.socket:
@@ -66,7 +196,7 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_LIMIT_MS)
 
 
-def read_frame_head(sock: socket.socket) -> Message:
+def read_frame_head(sock: DataSocket) -> Message:
     """The next Pages, Zeros, Holes or Barrier on a blocking socket.
 
     ``message.payload_bytes`` bytes of payload are then the next in the stream; not one of them has
@@ -81,7 +211,7 @@ def read_frame_head(sock: socket.socket) -> Message:
     return message
 
 
-def _receive_exactly(sock: socket.socket, count_bytes: int) -> bytes:
+def _receive_exactly(sock: DataSocket, count_bytes: int) -> bytes:
     data = bytearray(count_bytes)
     view = memoryview(data)
     while view:
