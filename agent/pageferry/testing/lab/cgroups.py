@@ -1,7 +1,7 @@
-"""Memory cgroups of the lab's own, version 1 or 2, whichever this host has.
+"""Cgroups of the lab's own, for memory or for disk reads, version 1 or 2, whichever this host has.
 
-Version 1: a folder under the memory controller's mount. Version 2: a folder under the unified
-mount, whose root must hand the memory controller down (systemd's does).
+Version 1: a folder under the controller's mount. Version 2: a folder under the unified mount, whose
+root must hand the controller down (systemd's does for memory). A controller has a name in each.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ REMOVE_TIMEOUT_S = 10.0
 
 UNLIMITED = -1
 
+MEMORY = ("memory", "memory")
+DISK = ("blkio", "io")
+"""A controller's names, in version 1 and in version 2."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hierarchy:
-    """The memory controller's mount point and its version."""
+    """A controller's mount point and its version."""
 
     version: int
     mount: Path
@@ -67,20 +71,21 @@ class LabCgroup:
         return ["sh", "-c", enter, str(self.path / "cgroup.procs"), *command]
 
 
-def hierarchy() -> Hierarchy:
-    """Where this host's memory controller is mounted. LabError when it has none."""
+def hierarchy(controller: tuple[str, str] = MEMORY) -> Hierarchy:
+    """Where this host has a controller mounted. LabError when it has it not."""
+    old_name, new_name = controller
     unified: Path | None = None
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, tail = line.partition(" - ")
         mount = Path(fields.split()[4])
         kind, _, options = tail.split(maxsplit=2)
-        if kind == "cgroup" and "memory" in options.split(","):
+        if kind == "cgroup" and old_name in options.split(","):
             return Hierarchy(version=1, mount=mount)
         if kind == "cgroup2":
             unified = mount
-    if unified is not None and "memory" in (unified / "cgroup.controllers").read_text().split():
+    if unified is not None and new_name in (unified / "cgroup.controllers").read_text().split():
         return Hierarchy(version=2, mount=unified)
-    raise LabError("no memory cgroup controller is mounted: mount cgroup2 on /sys/fs/cgroup")
+    raise LabError(f"no {new_name} cgroup controller is mounted: mount cgroup2 on /sys/fs/cgroup")
 
 
 @contextlib.contextmanager
@@ -89,28 +94,70 @@ def memory_cgroup(what: str, limit_bytes: int | None = None) -> Iterator[LabCgro
 
     Its processes must have ended by then (LabError otherwise). Needs root.
     """
-    where = hierarchy()
-    _remove_left_over(where.mount)
-    if where.version == 2:
-        _hand_down_memory(where.mount)
-    path = where.mount / lab_name(what)
-    path.mkdir()
-    group = LabCgroup(version=where.version, path=path)
-    with undone_by(lambda: _remove(path)):
+    with _new_group(what, MEMORY) as (version, path):
+        group = LabCgroup(version=version, path=path)
         if limit_bytes is not None:
             group.set_limit(limit_bytes)
         yield group
 
 
-def _hand_down_memory(mount: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class DiskCgroup:
+    """A cgroup that limits how its processes read from disks."""
+
+    version: int
+    path: Path
+
+    def limit_reads(self, device: Path, per_second: int) -> None:
+        """Let no more than this many read requests a second through to a block device.
+
+        What comes sooner waits in the kernel below whoever submitted it, its memory pinned.
+        """
+        number = os.stat(device).st_rdev
+        name = f"{os.major(number)}:{os.minor(number)}"
+        if self.version == 1:
+            text = f"{name} {per_second}"
+            (self.path / "blkio.throttle.read_iops_device").write_text(text)
+        else:
+            (self.path / "io.max").write_text(f"{name} riops={per_second}")
+
+    def join(self, pid: int) -> None:
+        """Move a whole process here; its reads from now on are limited."""
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+
+@contextlib.contextmanager
+def disk_cgroup(what: str) -> Iterator[DiskCgroup]:
+    """A new cgroup without limits for disk reads; removed at the end. Needs root.
+
+    Its processes must have ended by then. With version 2 a process is in one cgroup only: joining
+    this one takes it out of the one that limits its memory.
+    """
+    with _new_group(what, DISK) as (version, path):
+        yield DiskCgroup(version=version, path=path)
+
+
+@contextlib.contextmanager
+def _new_group(what: str, controller: tuple[str, str]) -> Iterator[tuple[int, Path]]:
+    where = hierarchy(controller)
+    _remove_left_over(where.mount)
+    if where.version == 2:
+        _hand_down(where.mount, controller[1])
+    path = where.mount / lab_name(what)
+    path.mkdir()
+    with undone_by(lambda: _remove(path)):
+        yield where.version, path
+
+
+def _hand_down(mount: Path, controller: str) -> None:
     control = mount / "cgroup.subtree_control"
-    if "memory" in control.read_text().split():
+    if controller in control.read_text().split():
         return
     try:
-        control.write_text("+memory")
+        control.write_text(f"+{controller}")
     except OSError as error:
         raise LabError(
-            f"{control} does not hand the memory controller down ({error.strerror}): "
+            f"{control} does not hand the {controller} controller down ({error.strerror}): "
             "run outside a container, or in one started with a cgroup of its own"
         ) from error
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.testing.lab.cache import cache_folder
 from pageferry.testing.lab.cleanup import LabError, lab_name, left_by_the_dead, undone_by
+from pageferry.testing.lab.programs import file_system, loop_device, run, try_run
 
 MIB = 1024 * 1024
 DEFAULT_SWAP_BYTES = 3072 * MIB
@@ -77,50 +77,39 @@ def swap_file(size_bytes: int = DEFAULT_SWAP_BYTES) -> Iterator[SwapArea]:
     path = folder / lab_name("file.swap")
     with undone_by(lambda: path.unlink(missing_ok=True)):
         _allocate(path, size_bytes)
-        _run("mkswap", "-q", str(path))
+        run("mkswap", "-q", str(path))
         with contextlib.ExitStack() as stack:
             device = str(path)
             stack.enter_context(undone_by(lambda: _switch_off(device)))
             try:
-                _run("swapon", device)
+                run("swapon", device)
             except LabError:
-                device = stack.enter_context(_loop_device(path))
+                device = stack.enter_context(loop_device(path))
                 stack.enter_context(undone_by(lambda: _switch_off(device)))
-                _run("swapon", device)
+                run("swapon", device)
             yield SwapArea(device=device, size_bytes=size_bytes)
 
 
 @contextlib.contextmanager
 def zram_swap(size_bytes: int = DEFAULT_SWAP_BYTES) -> Iterator[SwapArea]:
     """A zram device as swap: page-outs take effect at once, and nothing is written to a disk."""
-    device = _run("zramctl", "--find", "--size", str(size_bytes)).strip()
-    with undone_by(lambda: _ignore("zramctl", "--reset", device)):
-        _run("mkswap", "-q", device)
+    device = run("zramctl", "--find", "--size", str(size_bytes)).strip()
+    with undone_by(lambda: try_run("zramctl", "--reset", device)):
+        run("mkswap", "-q", device)
         with undone_by(lambda: _switch_off(device)):
-            _run("swapon", "--priority", "100", device)
+            run("swapon", "--priority", "100", device)
             yield SwapArea(device=device, size_bytes=size_bytes)
-
-
-@contextlib.contextmanager
-def _loop_device(path: Path) -> Iterator[str]:
-    device = _run("losetup", "--find", "--show", str(path)).strip()
-    with undone_by(lambda: _ignore("losetup", "--detach", device)):
-        yield device
 
 
 def _folder_with_room(size_bytes: int) -> Path:
     for folder in (cache_folder(), Path("/var/tmp"), Path("/tmp"), Path("/")):
         numbers = os.statvfs(folder)
         free_bytes = numbers.f_bavail * numbers.f_frsize
-        if _file_system(folder) not in RAM_FILE_SYSTEMS and (
+        if file_system(folder) not in RAM_FILE_SYSTEMS and (
             free_bytes >= size_bytes + SPARE_DISK_BYTES
         ):
             return folder
     raise LabError(f"no disk has room for a swap file of {size_bytes // MIB} MiB: free some space")
-
-
-def _file_system(folder: Path) -> str:
-    return _run("stat", "--file-system", "--format=%T", str(folder)).strip()
 
 
 def _allocate(path: Path, size_bytes: int) -> None:
@@ -135,27 +124,4 @@ def _allocate(path: Path, size_bytes: int) -> None:
 
 def _switch_off(device: str) -> None:
     if any(entry.device == device for entry in swap_entries()):
-        _run("swapoff", device)
-
-
-def _run(*command: str) -> str:
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env={**os.environ, "PATH": path},
-        )
-    except OSError as error:
-        raise LabError(f"{command[0]}: {error.strerror}; install util-linux") from error
-    if done.returncode:
-        raise LabError(f"{' '.join(command)} failed: {done.stderr.strip()}")
-    return done.stdout
-
-
-def _ignore(*command: str) -> None:
-    with contextlib.suppress(LabError):
-        _run(*command)
+        run("swapoff", device)
