@@ -7,7 +7,6 @@ cgroup, with its hot memory resident.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -28,8 +27,8 @@ from pageferry.testing.lab.latency import (
     percentile_us,
 )
 from pageferry.testing.lab.packages import QemuBinary
-from pageferry.testing.lab.qemus import LabQemu, Machine, run_qemu
-from pageferry.testing.lab.serial import SerialPort
+from pageferry.testing.lab.paired import PairedGuest
+from pageferry.testing.lab.qemus import Machine
 
 MIB = 1024 * 1024
 
@@ -89,30 +88,17 @@ class GuestPlan:
         )
 
 
-class FreestandingGuest:
-    """A running freestanding guest: its QEMUs and what it says.
-
-    Blocking; reader threads collect what the guest says meanwhile. From trio, call the methods that
-    wait through ``trio.to_thread.run_sync``.
-    """
+class FreestandingGuest(PairedGuest):
+    """A running freestanding guest: its QEMUs and what it says."""
 
     def __init__(self, plan: GuestPlan, folder: Path, stack: contextlib.ExitStack) -> None:
         self.plan = plan
-        self.folder = folder
         self.samples: list[Sample] = []
-        self.lines: list[str] = []
-        self._stack = stack
-        self._condition = threading.Condition()
         self._layout: GuestLayout | None = None
         self._panic: str | None = None
         self._details: list[str] = []
         self._verifications: list[Verification] = []
-        self.serial = SerialPort(self._take_line)
-        stack.callback(self.serial.close)
-        self.source = stack.enter_context(
-            run_qemu("source", plan.as_machine(), folder, self.serial)
-        )
-        self.destination: LabQemu | None = None
+        super().__init__(plan.as_machine(), folder, stack)
 
     @property
     def layout(self) -> GuestLayout:
@@ -125,18 +111,6 @@ class FreestandingGuest:
         """Wait until the guest has filled its memory."""
         self._wait(lambda: self._layout is not None, timeout_s, "filled its memory")
         return self.layout
-
-    def start_destination(
-        self, change: Callable[[Machine], Machine] | None = None, name: str = "destination"
-    ) -> LabQemu:
-        """Start a QEMU like the source's, waiting for a migration; `change` makes it differ."""
-        machine = self.plan.as_machine()
-        if change is not None:
-            machine = change(machine)
-        self.destination = self._stack.enter_context(
-            run_qemu(name, machine, self.folder, self.serial, incoming=True)
-        )
-        return self.destination
 
     def settle(self, cold_share: float = 0.99, timeout_s: float = SETTLE_TIMEOUT_S) -> None:
         """Squeeze the guest's cgroup until `cold_share` of its cold memory lies in swap, then give
@@ -168,15 +142,6 @@ class FreestandingGuest:
         found = cached_bytes(self.source.ram_descriptor(), hot.address, hot.length_bytes)
         return found / hot.length_bytes
 
-    def runner(self) -> LabQemu:
-        """The QEMU in which the guest runs now. LabError when that is not exactly one."""
-        candidates = [self.source] + ([self.destination] if self.destination else [])
-        running = [qemu for qemu in candidates if qemu.status() == "running"]
-        if len(running) != 1:
-            states = {qemu.name: qemu.status() for qemu in candidates}
-            raise LabError(f"the guest must run in exactly one QEMU: {states}")
-        return running[0]
-
     def verify(self, timeout_s: float = VERIFY_TIMEOUT_S) -> Verification:
         """Let the guest verify all its memory, wherever it runs."""
         before = len(self._verifications)
@@ -190,7 +155,7 @@ class FreestandingGuest:
 
     def command(self, character: bytes) -> None:
         """Send one command character to the QEMU in which the guest runs."""
-        self.serial.write(self.runner().serial_number, character)
+        self.write(character)
 
     def wait_samples(self, count: int, timeout_s: float = 30.0) -> list[Sample]:
         """Wait for `count` more samples; they come every 100 ms of a running guest."""
@@ -213,21 +178,8 @@ class FreestandingGuest:
                 raise LabError("the hot memory does not come back: the limit is too small for it")
             time.sleep(0.05)
 
-    def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
-        with self._condition:
-            self._condition.wait_for(lambda: done() or self._panic is not None, timeout_s)
-            if self._panic is not None:
-                raise LabError(f"the guest says: {self._panic}")
-            if not done():
-                said = self.lines[-3:]
-                raise LabError(f"the guest has not {what} within {timeout_s} s; it said {said}")
-
-    def _take_line(self, host_time_s: float, line: str) -> None:
-        with self._condition:
-            # A line damaged by a reset or firmware output is not ours to parse.
-            with contextlib.suppress(KeyError, ValueError):
-                self._parse(host_time_s, line)
-            self._condition.notify_all()
+    def _trouble(self) -> str | None:
+        return self._panic
 
     def _parse(self, host_time_s: float, line: str) -> None:
         if line.startswith("S "):
