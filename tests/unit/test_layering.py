@@ -35,6 +35,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 """Packages that the modules of each package may import, beside their own."""
 
+SABOTAGE = "pageferry.testing.sabotage"
+"""What alone of `testing` the layers with effects may import: it imports nothing of ours."""
+
 EFFECTS = {
     *("trio", "trio_asyncio", "asyncio", "threading", "subprocess", "multiprocessing"),
     *("socket", "select", "selectors", "ssl", "os", "io", "pathlib", "shutil", "tempfile"),
@@ -92,6 +95,8 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
     if package is None:
         return
     for name in imports_of(path):
+        if is_within(name, SABOTAGE) and package not in PURE:
+            continue
         parts = name.split(".")
         if parts[0] == "pageferry" and len(parts) > 1 and (ROOT / parts[1]).is_dir():
             assert parts[1] in MAY_IMPORT[package] | {package}, f"{package} imports {name}"
@@ -100,6 +105,11 @@ def test_module_imports_only_what_its_layer_may(path: Path) -> None:
         for module, users in ONLY_USERS.items():
             if is_within(name, module) and not is_laboratory(path):
                 assert package in users, f"{package} imports {name}, only {users} may"
+
+
+def test_sabotage_imports_nothing_of_ours() -> None:
+    names = set(imports_of(ROOT / "testing/sabotage.py"))
+    assert not {name for name in names if name.startswith("pageferry")}
 
 
 def test_every_package_has_a_layer() -> None:

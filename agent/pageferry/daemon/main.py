@@ -32,6 +32,7 @@ from pageferry.daemon.worker_process import WORKER_COMMAND
 from pageferry.model.errors import PageferryError, RefusedError
 from pageferry.net.encryption import Credentials
 from pageferry.net.tls import expiry_fault
+from pageferry.testing.sabotage import SabotageError, requested_sabotage
 
 log = logging.getLogger("pageferryd")
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _set_up_logging(verbose=arguments.verbose)
     try:
+        _tell_sabotage()
         config = _configuration(arguments.config)
         check_certificates(config)
         if arguments.check:
@@ -97,6 +99,18 @@ def check_certificates(config: Config) -> None:
         log.warning(
             "the certificate of this host, %s, ends on %s", context.own, context.own.not_after
         )
+
+
+def _tell_sabotage() -> None:
+    """Raises RefusedError when the environment asks for sabotage without saying why."""
+    try:
+        rules = requested_sabotage()
+    except SabotageError as error:
+        raise RefusedError(
+            str(error), guest_state="", advice="it is for pageferry's own tests only"
+        ) from error
+    if rules:
+        log.warning("SABOTAGE IS ON, guests will be lost: %s", ", ".join(rules))
 
 
 def _set_up_logging(*, verbose: bool) -> None:

@@ -39,6 +39,7 @@ from pageferry.policy.rounds import (
     decide,
 )
 from pageferry.policy.window import page_in_window_bytes
+from pageferry.testing.sabotage import BACK_TO_BACK_ROUNDS, sabotage_number
 from pageferry.wire.messages import RoundAck, RoundEnd
 
 MIN_ROUND_S = 0.1
@@ -69,6 +70,7 @@ class Carry:
     _history: RoundHistory = field(default_factory=RoundHistory)
     _last_round: tuple[int, int] = (0, 0)
     _scanned_ns: int = 0
+    _back_to_back_rounds: int = field(default_factory=lambda: sabotage_number(BACK_TO_BACK_ROUNDS))
 
     def tune(self, parameters: MigrationParameters) -> None:
         """Go on with other parameters: from the next decision on, and at once for the window."""
@@ -105,7 +107,8 @@ class Carry:
             self._note_dirty_rate(pages, began_ns)
             decision = self._decide(pages)
             self.progress.expected_downtime_ms = decision.expected_downtime_ms
-            if isinstance(decision, SwitchOver):
+            enough = self.progress.round >= self._back_to_back_rounds
+            if isinstance(decision, SwitchOver) and enough:
                 return await self._proven(written)
             await self._round(written)
             await self._let_the_guest_work(began_ns)
@@ -217,7 +220,7 @@ class Carry:
 
     async def _let_the_guest_work(self, began_ns: int) -> None:
         elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
-        if elapsed_s < MIN_ROUND_S:
+        if elapsed_s < MIN_ROUND_S and not self._back_to_back_rounds:
             await trio.sleep(MIN_ROUND_S - elapsed_s)
 
     async def _thread(self, work: Callable[[], object]) -> list[int]:

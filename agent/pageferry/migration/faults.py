@@ -2,8 +2,9 @@
 
 ``PAGEFERRY_FAULTS="NAME=ACTION,NAME=ACTION"`` in the environment of a worker or a daemon. Actions:
 ``kill`` (SIGKILL to itself, so that nothing is cleaned up), an errno's name (``ENOSPC``, ``EIO``)
-to be raised as OSError there, or ``hang`` (for an hour, in the calling thread). Without the
-variable a point costs one dictionary look-up.
+to be raised as OSError there, ``hang`` (for an hour, in the calling thread), or ``stop`` (SIGSTOP
+to itself, until whoever asked for it continues it). Without the variable a point costs one
+dictionary look-up.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def fault_point(name: str) -> None:
         return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif action == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "hang":
         time.sleep(HANG_S)
     else:

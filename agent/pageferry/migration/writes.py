@@ -21,6 +21,7 @@ from pageferry.kernel.pageset import PageSet
 from pageferry.kernel.residency import data_pages
 from pageferry.kernel.tracking import WriteTracker
 from pageferry.migration.guest_ram import CarriedBlock
+from pageferry.testing.sabotage import DRAIN_EVERY_ROUND, SKIP_DRAIN, sabotaged
 
 SLOW_DRAIN_NS = 20_000_000
 """A drain that took this long stalls the guest noticeably (the median is 0.4 ms): postpone the
@@ -99,11 +100,13 @@ class GuestWrites:
 
     async def _drain_measured(self) -> None:
         started_ns = time.monotonic_ns()
-        await self._drain()
+        if not sabotaged(SKIP_DRAIN):
+            await self._drain()
         self.drain_ns.append(time.monotonic_ns() - started_ns)
 
     def _drains_are_slow(self) -> bool:
-        return bool(self.drain_ns) and self.drain_ns[-1] > SLOW_DRAIN_NS
+        slow = bool(self.drain_ns) and self.drain_ns[-1] > SLOW_DRAIN_NS
+        return slow and not sabotaged(DRAIN_EVERY_ROUND)
 
     def _scan(self) -> list[PageSet]:
         found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -51,6 +52,15 @@ class LabDaemon:
     def log(self) -> str:
         """What it and its workers logged."""
         return (self.folder / "daemon.log").read_text(errors="replace")
+
+    def workers(self) -> list[int]:
+        """Its worker processes that run now."""
+        # A child belongs to the thread that started it, which need not be the main one.
+        found = []
+        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found += [int(pid) for pid in (thread / "children").read_text().split()]
+        return found
 
     def stop(self) -> None:
         """End it in order; by force when that takes too long. Does nothing when it has ended."""
@@ -166,11 +176,13 @@ def run_daemon_pair(
     destination_guests: Mapping[str, Path],
     *,
     defaults: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[LabDaemon, LabDaemon]]:
-    """The source's daemon and the destination's."""
+    """The source's daemon and the destination's. `environment` is added to what both inherit."""
+    start = functools.partial(run_daemon, defaults=defaults, environment=environment)
     with (
-        run_daemon("source", folder / "a", source_guests, defaults=defaults) as source,
-        run_daemon("destination", folder / "b", destination_guests, defaults=defaults) as other,
+        start("source", folder / "a", source_guests) as source,
+        start("destination", folder / "b", destination_guests) as other,
     ):
         yield source, other
 
