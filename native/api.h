@@ -176,3 +176,27 @@ struct pf_injection {
  * always filled; the return value is out->error.
  */
 int pf_inject_userfaultfd(int pid, int tid, uint64_t syscall_address, struct pf_injection *out);
+
+/* pack.c: batches of pages, packed by zstd. One thread at a time may use a packer or unpacker. */
+
+struct pf_packer;
+struct pf_unpacker;
+
+/* For batches of at most "max_pages"; EINVAL for more than 8 MiB of them. */
+int pf_packer_create(uint64_t max_pages, struct pf_packer **out);
+void pf_packer_destroy(struct pf_packer *packer);
+/* Packs the pages of "runs" into the packer's own memory. E2BIG for more than it was made for. */
+int pf_pack(struct pf_packer *packer, const uint8_t *base, uint64_t pages,
+	    const struct pf_runs *runs, int level, size_t *packed_bytes);
+const uint8_t *pf_packer_data(const struct pf_packer *packer);
+
+int pf_unpacker_create(size_t packed_capacity, size_t plain_capacity, struct pf_unpacker **out);
+void pf_unpacker_destroy(struct pf_unpacker *unpacker);
+/* Where to put what is to be unpacked: "packed_capacity" bytes. */
+uint8_t *pf_unpacker_buffer(struct pf_unpacker *unpacker);
+/*
+ * Unpacks the first "packed_bytes" of the buffer and writes the pages to where the runs say. EBADMSG
+ * when it is not exactly one frame of exactly these pages; some of them may have been written then.
+ */
+int pf_unpack(struct pf_unpacker *unpacker, size_t packed_bytes, int ram_fd, uint64_t file_offset,
+	      const struct pf_runs *runs);

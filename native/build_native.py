@@ -26,10 +26,12 @@ SOURCES = (
     "pagemap.c",
     "zero.c",
     "transfer.c",
+    "pack.c",
     "tracking.c",
     "inject.c",
     "helper.c",
 )
+HEADERS = ("api.h", "inject.h", "native.h", "scatter.h", "wire.h")
 # -Wno-unused-parameter: cffi's own generated wrappers would trip -Wextra -Werror.
 COMPILE_ARGUMENTS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 
@@ -44,8 +46,9 @@ def make_builder(sources_folder: str = "native") -> FFI:
         "native.h",
         sources=[f"{sources_folder}/{name}" for name in SOURCES],
         depends=[
-            f"{sources_folder}/{name}" for name in ("api.h", "inject.h", "native.h", "wire.h")
+            f"{sources_folder}/{name}" for name in HEADERS
         ],
+        libraries=["zstd"],
     )
 
 

@@ -1,6 +1,7 @@
 /* Page payload between sockets and guest memory, in batches and without the interpreter. */
 
 #include "native.h"
+#include "scatter.h"
 #include "wire.h"
 
 #include <errno.h>
@@ -139,14 +140,8 @@ static int write_at(int fd, const uint8_t *buffer, size_t length, uint64_t offse
 	return 0;
 }
 
-/* Where in the runs the next received byte belongs. */
-struct cursor {
-	const struct pf_run *items;
-	uint64_t done; /* pages of items[0] that are written */
-};
-
-static int scatter(int ram_fd, uint64_t file_offset, struct cursor *cursor, const uint8_t *buffer,
-		   uint64_t pages)
+int pf_scatter(int ram_fd, uint64_t file_offset, struct pf_cursor *cursor, const uint8_t *buffer,
+	       uint64_t pages)
 {
 	while (pages) {
 		uint64_t left = cursor->items->count - cursor->done;
@@ -175,7 +170,7 @@ static int scatter(int ram_fd, uint64_t file_offset, struct cursor *cursor, cons
 int pf_receive_payload_over(const struct pf_wire *wire, int ram_fd, uint64_t file_offset,
 			    const struct pf_runs *runs, uint8_t *scratch, size_t scratch_bytes)
 {
-	struct cursor cursor = {.items = pf_runs_items(runs)};
+	struct pf_cursor cursor = {.items = pf_runs_items(runs)};
 	uint64_t scratch_pages = scratch_bytes / PF_PAGE_BYTES;
 	uint64_t left = pf_runs_pages(runs);
 	int error;
@@ -187,7 +182,7 @@ int pf_receive_payload_over(const struct pf_wire *wire, int ram_fd, uint64_t fil
 
 		error = wire->receive(wire->context, scratch, part * PF_PAGE_BYTES);
 		if (!error)
-			error = scatter(ram_fd, file_offset, &cursor, scratch, part);
+			error = pf_scatter(ram_fd, file_offset, &cursor, scratch, part);
 		if (error)
 			return error;
 		left -= part;
