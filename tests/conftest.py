@@ -6,12 +6,17 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pageferry.testing.lab.cleanup import LabError, orderly_termination
 from pageferry.testing.lab.hosts import is_root
 from pageferry.testing.lab.packages import PackageError, QemuBinary, qemu_7, qemu_10
 from pageferry.testing.lab.swap import SwapArea, some_swap
 from tests.support import need
+
+# Property tests count examples, not milliseconds: the machine may be busy.
+settings.register_profile("pageferry", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pageferry")
 
 QEMU_GENERATIONS = {"qemu-7.2": qemu_7, "qemu-10.0": qemu_10}
 

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.wire import fields
 from pageferry.wire import messages as m
-from pageferry.wire.limits import MAX_NAME_BYTES, MAX_PAGE_NUMBER, MAX_PROSE_CHARS
+from pageferry.wire.limits import (
+    MAX_NAME_BYTES,
+    MAX_PAGE_NUMBER,
+    MAX_PAGES_PAYLOAD_BYTES,
+    MAX_PROSE_CHARS,
+)
 
 printable = st.characters(codec="utf-8").filter(str.isprintable)
 names = st.text(printable, min_size=1, max_size=60).filter(
@@ -70,8 +75,10 @@ def messages_of(message_type: type[m.Message]) -> st.SearchStrategy[m.Message]:
         field.name: _of_kind(hints[field.name].__metadata__[0])
         for field in dataclasses.fields(message_type)
     }
-    if message_type is m.Pages:
+    if message_type in (m.Pages, m.Packed):
         arguments["runs"] = run_lists(most_runs=40, most_pages=50)
+    if message_type is m.Packed:
+        arguments["length"] = st.integers(0, MAX_PAGES_PAYLOAD_BYTES)
     return st.builds(message_type, **arguments)
 
 

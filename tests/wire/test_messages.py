@@ -54,8 +54,8 @@ def test_every_message_survives_the_wire(
 
 
 def test_no_message_type_is_forgotten() -> None:
-    assert len(m.MESSAGE_TYPES) == 29
-    assert len({t.name for t in m.MESSAGE_TYPES}) == 29
+    assert len(m.MESSAGE_TYPES) == 30
+    assert len({t.name for t in m.MESSAGE_TYPES}) == 30
     assert m.CONTROL_TYPES | m.DATA_TYPES | {m.Attach} == set(m.MESSAGE_TYPES)
 
 
@@ -66,6 +66,17 @@ def test_bytes_of_a_frame_are_as_documented() -> None:
     expected = b"\x93\xce" + len(meta).to_bytes(4, "big") + meta
     expected += b"\xc6" + (3 * 4096).to_bytes(4, "big")
     assert m.encode_head(message) == expected
+
+
+def test_packed_pages_unpack_to_no_more_than_pages_may_carry() -> None:
+    most = limits.MAX_PAGES_PAYLOAD_BYTES // 4096
+    fits = m.Packed(block=0, round=1, runs=[0, most], cold=False, encoding="zstd", length=9)
+    assert decode_map(meta_map(fits), 9) == fits
+    bomb = replace(fits, runs=[0, most + 1])
+    with pytest.raises(LocalProtocolError, match="too many"):
+        m.encode_head(bomb)
+    with pytest.raises(RemoteProtocolError, match="unpack to"):
+        decode_map({**meta_map(fits), "runs": [0, most + 1]}, 9)
 
 
 def test_a_frame_is_plain_msgpack() -> None:
@@ -350,7 +361,7 @@ def test_map_of_too_many_keys_is_not_read() -> None:
 
 @pytest.mark.parametrize(
     ("offered", "chosen"),
-    [((1, 1), 1), ((1, 9), 1), ((2, 9), None), ((1, 2), 1)],
+    [((1, 1), 1), ((1, 9), 2), ((2, 9), 2), ((3, 9), None), ((1, 2), 2)],
 )
 def test_version_is_the_highest_that_both_speak(
     offered: tuple[int, int], chosen: int | None

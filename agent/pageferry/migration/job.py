@@ -15,10 +15,11 @@ from pageferry.net.connecting import Route, find_route
 from pageferry.net.encryption import Encryption
 from pageferry.net.handing_over import SecondSession
 from pageferry.policy.peers import any_matches
+from pageferry.wire.limits import OLDEST_VERSION, VERSION
 from pageferry.wire.messages import Hello
 
-MIN_VERSION = 1
-MAX_VERSION = 1
+MIN_VERSION = OLDEST_VERSION
+MAX_VERSION = VERSION
 """Versions of the wire protocol that this agent speaks."""
 
 

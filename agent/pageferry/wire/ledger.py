@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pageferry.model.errors import RemoteProtocolError
 from pageferry.wire.limits import FIRST_ROUND
-from pageferry.wire.messages import Barrier, Holes, Pages, RoundEnd, Zeros
+from pageferry.wire.messages import Barrier, Holes, Packed, Pages, RoundEnd, Zeros
 
 
 class RoundLedger:
@@ -37,7 +37,7 @@ class RoundLedger:
         """Whether every barrier and RoundEnd have come, so that the round may be acknowledged."""
         return self._round_end is not None and all(self._has_barrier)
 
-    def frame(self, channel: int, frame: Pages | Zeros | Holes) -> None:
+    def frame(self, channel: int, frame: Pages | Packed | Zeros | Holes) -> None:
         """A frame has been placed whole."""
         self._check_round(channel, frame.round)
         self._frames[channel] += 1

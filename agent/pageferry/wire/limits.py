@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Version of the protocol that this agent speaks best."""
 
+PACKED_SINCE_VERSION: Final = 2
+"""Packed pages may be sent to a peer that speaks this one."""
+
 OLDEST_VERSION: Final = 1
-"""Oldest version that it still speaks: VERSION - 1, once there is one."""
+"""Oldest version that it still speaks: VERSION - 1."""
 
 MAX_META_BYTES: Final = 256 * 1024
 """Longest meta: RUNS_PER_FRAME runs and room to spare."""
@@ -26,7 +29,8 @@ RUNS_PER_FRAME: Final = 8192
 """So many page runs always fit a frame: 144 KiB, whatever their values. Senders take no more."""
 
 MAX_PAGES_PAYLOAD_BYTES: Final = 8 * 1024 * 1024
-"""Longest payload of Pages: 2048 pages, the widest page-in window that is chosen by itself."""
+"""Longest payload of Pages: 2048 pages, the widest page-in window that is chosen by itself. Packed
+pages unpack to no more."""
 
 MAX_DEVICE_PAYLOAD_BYTES: Final = 1024 * 1024
 """Longest piece of device state; QEMU's stream is cut wherever the reader of it stopped."""

@@ -9,8 +9,9 @@ and can be checked before anything is allocated for it::
     payload           P bytes, raw
 
 Unknown keys are ignored, so that a version may add some; a missing or ill-typed key is the peer's
-fault. Names on the wire are lower-case with hyphens. Only Pages and DeviceData have a payload.
-Pages does not hold it: it goes from and to guest memory without passing through Python.
+fault. Names on the wire are lower-case with hyphens. Only Pages, Packed and DeviceData have a
+payload. The first two do not hold it: it goes from and to guest memory without passing through
+Python.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from pageferry.wire.vocabulary import (
     HelloReply,
     Holes,
     Message,
+    Packed,
     Pages,
     Ping,
     Pong,
@@ -77,6 +79,7 @@ __all__ = [
     "HelloReply",
     "Holes",
     "Message",
+    "Packed",
     "Pages",
     "Ping",
     "Pong",
@@ -101,7 +104,7 @@ __all__ = [
 FIRST_TYPES: Final = frozenset({Hello, Query, Attach})
 """Messages that open a connection."""
 
-DATA_TYPES: Final = frozenset({Pages, Zeros, Holes, Barrier})
+DATA_TYPES: Final = frozenset({Pages, Packed, Zeros, Holes, Barrier})
 """Messages of a data connection after Attach."""
 
 MESSAGE_TYPES: Final[tuple[type[Message], ...]] = tuple(Message.__subclasses__())
@@ -111,6 +114,7 @@ CONTROL_TYPES: Final = frozenset(MESSAGE_TYPES) - DATA_TYPES - {Attach}
 
 _PAYLOAD_LIMITS: Final[dict[type[Message], int]] = {
     Pages: MAX_PAGES_PAYLOAD_BYTES,
+    Packed: MAX_PAGES_PAYLOAD_BYTES,
     DeviceData: MAX_DEVICE_PAYLOAD_BYTES,
 }
 
@@ -146,6 +150,8 @@ def encode_head(message: Message, payload_bytes: int | None = None) -> bytes:
             kind.from_wire(meta[key])
         except (fields.FieldError, TypeError, AttributeError) as error:
             raise LocalProtocolError(f"{message.name}: {attribute}: {error}") from error
+    if isinstance(message, Packed) and message.unpacked_bytes > MAX_PAGES_PAYLOAD_BYTES:
+        raise LocalProtocolError(f"packed: {message.unpacked_bytes} bytes of pages are too many")
     said_bytes = message.payload_bytes
     if payload_bytes not in (None, said_bytes) or said_bytes > payload_limit_bytes(type(message)):
         raise LocalProtocolError(
@@ -170,8 +176,9 @@ def encode(message: Message) -> bytes:
 def decode_meta(meta: bytes | memoryview, payload_bytes: int) -> Message:
     """The message that *meta* and a payload of that length make.
 
-    The payload itself is still to come: of Pages it is ``payload_bytes`` long, which was checked;
-    to DeviceData it is attached by ``with_payload``. Raises RemoteProtocolError and nothing else.
+    The payload itself is still to come: of Pages and Packed it is ``payload_bytes`` long, which was
+    checked; to DeviceData it is attached by ``with_payload``. Raises RemoteProtocolError and
+    nothing else.
     """
     try:
         values = unpack_map(meta)
@@ -188,6 +195,11 @@ def decode_meta(meta: bytes | memoryview, payload_bytes: int) -> Message:
         raise RemoteProtocolError(
             f"the peer sent {message.name} with a payload of {payload_bytes} bytes instead of"
             f" {message.payload_bytes}"
+        )
+    if isinstance(message, Packed) and message.unpacked_bytes > MAX_PAGES_PAYLOAD_BYTES:
+        raise RemoteProtocolError(
+            f"the peer sent packed pages that unpack to {message.unpacked_bytes} bytes, more than"
+            f" {MAX_PAGES_PAYLOAD_BYTES}"
         )
     return message
 

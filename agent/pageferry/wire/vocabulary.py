@@ -248,6 +248,31 @@ class Pages(Message):
 
 
 @dataclass(frozen=True)
+class Packed(Message):
+    """S, data, from version 2 on: as Pages, with the payload packed by ``encoding``.
+
+    The payload's ``length`` bytes unpack to exactly the pages of the runs, at most as many as Pages
+    may carry.
+    """
+
+    block: fields.BlockIndex
+    round: fields.RoundNumber
+    runs: fields.RunList
+    cold: fields.Bool
+    encoding: fields.NameText
+    length: fields.Uint32
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.length
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Length of what the payload unpacks to."""
+        return sum(self.runs[1::2]) * PAGE_BYTES
+
+
+@dataclass(frozen=True)
 class Zeros(Message):
     """S, data: the pages of these runs hold zeros."""
 
@@ -267,7 +292,7 @@ class Holes(Message):
 
 @dataclass(frozen=True)
 class Barrier(Message):
-    """S, data: the end of this round on this channel, after so many Pages, Zeros and Holes."""
+    """S, data: the end of this round on this channel, after so many frames."""
 
     round: fields.RoundNumber
     frames: fields.Uint32
