@@ -45,9 +45,7 @@ def make_builder(sources_folder: str = "native") -> FFI:
         "api.h",
         "native.h",
         sources=[f"{sources_folder}/{name}" for name in SOURCES],
-        depends=[
-            f"{sources_folder}/{name}" for name in HEADERS
-        ],
+        depends=[f"{sources_folder}/{name}" for name in HEADERS],
         libraries=["zstd"],
     )
 

@@ -73,7 +73,7 @@ async def test_migrate_passes_its_options_on(tmp_path: Path) -> None:
         bench.guest("web")
         options = (
             "--destination-guest web2 --verify --downtime-limit 50 --window 1048576"
-            " --channels 3 --timeout 9.5"
+            " --channels 3 --timeout 9.5 --compression auto --compression-level 3"
         )
         assert (await cli(bench, "migrate", "web", TARGET, *options.split()))[0] == 0
         job = bench.packets()[0]
@@ -85,6 +85,8 @@ async def test_migrate_passes_its_options_on(tmp_path: Path) -> None:
             "max-rounds": 30,
             "verify": True,
             "timeout": 9.5,
+            "compression": "auto",
+            "compression-level": 3,
         }
 
 

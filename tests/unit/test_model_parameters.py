@@ -31,6 +31,8 @@ def test_defaults() -> None:
         "channels": 2,
         "max-rounds": 30,
         "verify": False,
+        "compression": "off",
+        "compression-level": 1,
     }
 
 

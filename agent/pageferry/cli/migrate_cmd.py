@@ -18,6 +18,7 @@ from pageferry.cli.watching import reports
 from pageferry.control.client import ControlClient, DaemonUnreachableError, open_client
 from pageferry.control.errors import CommandError
 from pageferry.control.info import MigrationInfo
+from pageferry.model.parameters import COMPRESSION_MODES
 
 SUMMARY = "carry a running guest to another host"
 
@@ -44,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--downtime-limit", type=int, metavar="MS", help="longest wanted downtime")
     parser.add_argument("--window", type=int, metavar="BYTES", help="page-in window")
     parser.add_argument("--channels", type=int, metavar="N", help="data connections")
+    parser.add_argument(
+        "--compression", choices=COMPRESSION_MODES, help="pack pages by zstd (default: off)"
+    )
+    parser.add_argument("--compression-level", type=int, metavar="N", help="-7 to 19 (default: 1)")
     parser.add_argument("--timeout", type=float, metavar="S", help="give up after so long")
     parser.add_argument("--detach", action="store_true", help="start it and return")
 
@@ -56,6 +61,8 @@ def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "page-in-window": arguments.window,
         "channels": arguments.channels,
         "timeout": arguments.timeout,
+        "compression": arguments.compression,
+        "compression-level": arguments.compression_level,
     }
     return {key: value for key, value in given.items() if value is not None}
 

@@ -21,7 +21,7 @@ from pageferry.control.schema import (
     Struct,
     Type,
 )
-from pageferry.model.parameters import RESIDENCY_WAYS
+from pageferry.model.parameters import COMPRESSION_MODES, RESIDENCY_WAYS
 
 
 def _optional(name: str, kind: Type, doc: str) -> Member:
@@ -41,6 +41,8 @@ STATUS: Final = Enum(
 
 WAY: Final = Enum("ResidencyWay", RESIDENCY_WAYS, "how it is learnt who is swapped, best first")
 
+COMPRESSION: Final = Enum("Compression", COMPRESSION_MODES, "when pages are packed")
+
 PARAMETERS: Final = (
     _optional("downtime-limit", INT, "longest downtime to aim for, in milliseconds"),
     _optional(
@@ -53,6 +55,8 @@ PARAMETERS: Final = (
     _optional("residency-way", WAY, "the best that works, unless given"),
     _optional("verify", BOOL, "compare a hash of all memory while the guest is stopped"),
     _optional("timeout", NUMBER, "give up after so many seconds; without it, never"),
+    _optional("compression", COMPRESSION, "pack pages by zstd: never, where faster, where smaller"),
+    _optional("compression-level", INT, "zstd's level, -7 to 19"),
 )
 """What may be set for a migration. model/parameters.py has defaults and limits."""
 

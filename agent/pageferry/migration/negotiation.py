@@ -14,6 +14,7 @@ from pageferry import __version__
 from pageferry.migration.channel import Channel
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.job import MAX_VERSION, MIN_VERSION, SourceJob
+from pageferry.migration.packing import BatchPacking, PackingSettings
 from pageferry.migration.peer import M, Peer
 from pageferry.model.errors import PageferryError, PeerLostError, RefusedError
 from pageferry.net.address import Address
@@ -21,6 +22,7 @@ from pageferry.net.connecting import Route, find_route, open_control, open_data
 from pageferry.net.control import ControlStream
 from pageferry.net.encryption import Encryption
 from pageferry.qemu.look import GuestView
+from pageferry.wire.limits import PACKED_SINCE_VERSION
 from pageferry.wire.messages import (
     Attach,
     Describe,
@@ -80,14 +82,17 @@ async def negotiate(
     )
 
 
-async def attach_channels(peer: Peer, job: SourceJob, route: Route, ready: Ready) -> list[Channel]:
+async def attach_channels(
+    peer: Peer, job: SourceJob, route: Route, ready: Ready, packing: PackingSettings
+) -> list[Channel]:
     """Open the data connections that the destination agreed to. Raises RefusedError."""
+    knows_packed = peer.version >= PACKED_SINCE_VERSION
     channels: list[Channel] = []
     try:
         for index in range(min(ready.channels, job.parameters.channels)):
             attach = Attach(migration_id=job.migration_id, token=ready.token, channel=index)
             sock = await trio.to_thread.run_sync(open_data, route, attach)
-            channels.append(Channel(sock, index))
+            channels.append(Channel(sock, index, BatchPacking(packing) if knows_packed else None))
         for channel in channels:
             await trio.to_thread.run_sync(channel.begin)
         with trio.fail_after(ANSWER_TIMEOUT_S):

@@ -56,6 +56,11 @@ class Peer:
         """Whether, by what was said here, the destination will never start the guest."""
         return self._stream.exchange.source_may_resume
 
+    @property
+    def version(self) -> int:
+        """The protocol's version that both sides speak; the oldest one before they agreed."""
+        return self._stream.exchange.version
+
     async def last_words(self, wait_s: float) -> PageferryError | None:
         """What the peer had to say before its connection broke, if that is noticed in time.
 

@@ -31,6 +31,8 @@ class Progress:
     zero_pages: int = 0
     punched_pages: int = 0
     cold_pages: int = 0
+    packed_pages: int = 0
+    saved_bytes: int = 0
     paged_in_pages: int = 0
     paged_out_pages: int = 0
     kept_pages: int = 0
@@ -58,9 +60,12 @@ class Progress:
             self.phase_total_pages = total_pages
             self.remaining_pages = total_pages
 
-    def sent(self, normal_pages: int, zero_pages: int) -> None:
-        """A batch has gone out."""
+    def sent(self, normal_pages: int, zero_pages: int, saved_bytes: int = 0) -> None:
+        """A batch has gone out, in *saved_bytes* less than its pages have."""
         with self._lock:
+            if saved_bytes:
+                self.packed_pages += normal_pages
+                self.saved_bytes += saved_bytes
             self.normal_pages += normal_pages
             self.zero_pages += zero_pages
             pages = normal_pages + zero_pages
@@ -84,7 +89,8 @@ class Progress:
     def _info(self, now_ns: int) -> dict[str, Any]:
         end_ns = self.finished_ns if self.finished_ns is not None else now_ns
         elapsed_ns = max(1, end_ns - self.started_ns)
-        transferred = self.normal_pages * PAGE_BYTES
+        normal_bytes = self.normal_pages * PAGE_BYTES
+        transferred = normal_bytes - self.saved_bytes
         self._update_rate(end_ns)
         info: dict[str, Any] = {
             "status": self.status,
@@ -100,7 +106,7 @@ class Progress:
                 "total": self.total_bytes,
                 "duplicate": self.zero_pages,
                 "normal": self.normal_pages,
-                "normal-bytes": transferred,
+                "normal-bytes": normal_bytes,
                 "dirty-sync-count": self.round,
                 "mbps": round(transferred * 8_000 / elapsed_ns, 1),
                 "pages-per-second": self._pages_per_second,
@@ -120,6 +126,7 @@ class Progress:
                 "phase-done-bytes": self.phase_done_pages * PAGE_BYTES,
                 "phase-total-bytes": self.phase_total_pages * PAGE_BYTES,
             },
+            "compression": self._compression(),
             "drains": {
                 "count": len(self.drain_ns),
                 "longest-ms": round(max(self.drain_ns, default=0) / 1e6, 3),
@@ -136,6 +143,17 @@ class Progress:
             info["error"] = self.error
             info["error-desc"] = self.error.get("message", "")
         return info
+
+    def _compression(self) -> dict[str, Any]:
+        """QAPI's CompressionStats, as far as they fit."""
+        packed_bytes = self.packed_pages * PAGE_BYTES - self.saved_bytes
+        return {
+            "pages": self.packed_pages,
+            "compressed-size": packed_bytes,
+            "compression-rate": (
+                round(self.packed_pages * PAGE_BYTES / packed_bytes, 2) if packed_bytes else 0.0
+            ),
+        }
 
     def _update_rate(self, now_ns: int) -> None:
         """Pages per second over the time since the mark, which moves once a second."""

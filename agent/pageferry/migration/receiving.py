@@ -17,18 +17,16 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
-from pageferry.kernel import paging, transfer
+from pageferry.kernel import paging
 from pageferry.kernel.pageset import PageSet, Runs
 from pageferry.kernel.residency import ResidencyReader
 from pageferry.migration.guest_ram import CarriedBlock
+from pageferry.migration.intake import Intake
 from pageferry.migration.progress import Progress
-from pageferry.model.errors import PageferryError, PeerLostError, RemoteProtocolError
-from pageferry.net.data import DataSocket, TlsSocket, read_frame_head, wire_address
+from pageferry.model.errors import PageferryError, RemoteProtocolError
+from pageferry.net.data import DataSocket, TlsSocket, read_frame_head
 from pageferry.wire.ledger import RoundLedger
-from pageferry.wire.messages import Barrier, Holes, Pages, RoundEnd, Zeros
-
-SCRATCH_BYTES = 256 * 1024
-"""Receive buffer of one thread: fits the L2 cache together with what pwrite touches."""
+from pageferry.wire.messages import Barrier, Holes, Packed, Pages, RoundEnd, Zeros
 
 TLS_TIMEOUT_S = 30.0
 """The source begins TLS on all its connections, one after the other, once all are attached."""
@@ -77,16 +75,16 @@ class RamReceiver:
                 return
         if isinstance(sock, TlsSocket):
             sock.begin(TLS_TIMEOUT_S)
-        scratch = transfer.Scratch(SCRATCH_BYTES)
+        intake = Intake(sock)
         while True:
             message = read_frame_head(sock)
             if isinstance(message, Barrier):
                 with self._lock:
                     self._ledger.barrier(channel, message)
                 moved()
-            elif isinstance(message, Pages | Zeros | Holes):
+            elif isinstance(message, Pages | Packed | Zeros | Holes):
                 self._check_round(message)
-                self._place(message, sock, scratch)
+                self._place(message, intake)
                 with self._lock:
                     self._ledger.frame(channel, message)
             else:
@@ -130,19 +128,17 @@ class RamReceiver:
             except OSError:
                 continue
 
-    def _check_round(self, message: Pages | Zeros | Holes) -> None:
+    def _check_round(self, message: Pages | Packed | Zeros | Holes) -> None:
         """Before anything is placed: a frame of another round could undo a newer page."""
         with self._lock:
             number = self._ledger.round
         if message.round != number:
             raise RemoteProtocolError(f"a frame of round {message.round} came in round {number}")
 
-    def _place(
-        self, message: Pages | Zeros | Holes, sock: DataSocket, scratch: transfer.Scratch
-    ) -> None:
+    def _place(self, message: Pages | Packed | Zeros | Holes, intake: Intake) -> None:
         carried, runs = self._checked(message)
-        if isinstance(message, Pages):
-            self._place_pages(carried, runs, message, sock, scratch)
+        if isinstance(message, Pages | Packed):
+            self._place_pages(carried, runs, message, intake)
             return
         paging.punch(carried.mapping.fd, carried.mapping.file_offset_bytes, runs)
         if isinstance(message, Zeros):
@@ -150,7 +146,7 @@ class RamReceiver:
         else:
             self._progress.punched_pages += runs.pages
 
-    def _checked(self, message: Pages | Zeros | Holes) -> tuple[CarriedBlock, Runs]:
+    def _checked(self, message: Pages | Packed | Zeros | Holes) -> tuple[CarriedBlock, Runs]:
         if message.block >= len(self._blocks):
             raise RemoteProtocolError(
                 f"a frame names RAM block {message.block} of {len(self._blocks)}"
@@ -164,27 +160,11 @@ class RamReceiver:
             ) from error
 
     def _place_pages(
-        self,
-        carried: CarriedBlock,
-        runs: Runs,
-        message: Pages,
-        sock: DataSocket,
-        scratch: transfer.Scratch,
+        self, carried: CarriedBlock, runs: Runs, message: Pages | Packed, intake: Intake
     ) -> None:
-        mapping = carried.mapping
         if message.round > 1:
             self._forget_swapped(carried, runs)
-        try:
-            transfer.receive_payload(
-                sock.fileno(),
-                mapping.fd,
-                mapping.file_offset_bytes,
-                runs,
-                scratch,
-                wire_address=wire_address(sock),
-            )
-        except (ConnectionError, EOFError) as error:
-            raise PeerLostError("a data connection ended within a frame") from error
+        intake.take(message, carried.mapping, runs)
         self._progress.sent(runs.pages, 0)
         if message.cold:
             kept = self._page_out(carried, runs)

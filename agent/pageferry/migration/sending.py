@@ -30,6 +30,7 @@ from pageferry.migration.feeder import (
 )
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.progress import Progress
+from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import MigrationFailedError
 
 
@@ -185,15 +186,17 @@ class RamSender:
         cold: bool,
     ) -> None:
         nonzero, zero = transfer.split_zero(mapping, runs)
+        saved_bytes = 0
         if nonzero.pages:
-            channel.pages(block, mapping, round_number, nonzero, cold=cold)
+            sent_bytes = channel.pages(block, mapping, round_number, nonzero, cold=cold)
+            saved_bytes = nonzero.pages * PAGE_BYTES - sent_bytes
         if zero.pages:
             channel.zeros(block, round_number, zero)
         with self._lock:
             self.sent[block].add_runs(nonzero)
             self.sent[block].discard_runs(zero)
             self.settled[block].add_runs(runs)
-        self._progress.sent(nonzero.pages, zero.pages)
+        self._progress.sent(nonzero.pages, zero.pages, saved_bytes)
 
 
 def _pieces(runs: Runs, batch_pages: int) -> Iterable[Runs]:

@@ -35,6 +35,7 @@ from pageferry.migration.journal import Journal
 from pageferry.migration.negotiation import attach_channels, connect, negotiate
 from pageferry.migration.outcome import explained
 from pageferry.migration.owning import Recorder, SourceOwnership, qemu_identity
+from pageferry.migration.packing import PackingSettings
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
@@ -218,7 +219,9 @@ class Departure:
 
     async def _carry_over(self, handover: Handover, stack: AsyncExitStack) -> None:
         ready = await negotiate(self.peer, self.job, self.view, self.blocks)
-        channels = await attach_channels(self.peer, self.job, self.route, ready)
+        packing = PackingSettings.of(self.tuning.parameters)
+        self.tuning.on_change(packing.change)
+        channels = await attach_channels(self.peer, self.job, self.route, ready, packing)
         stack.callback(_close_channels, channels)
         began = trio.current_time()
         with trio.CancelScope(deadline=_deadline(began, self.tuning.parameters)) as limit:

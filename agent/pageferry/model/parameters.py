@@ -23,6 +23,11 @@ MAX_WINDOW_BYTES = 1024**3
 MAX_CHANNELS = 64
 """As the wire limits them."""
 
+COMPRESSION_MODES = ("off", "auto", "on")
+
+MIN_COMPRESSION_LEVEL, MAX_COMPRESSION_LEVEL = -7, 19
+"""zstd's levels. Below 1 they are faster and pack less; beyond 19 it takes memory by the GiB."""
+
 KEYS = {
     "downtime_limit_ms": "downtime-limit",
     "window_bytes": "page-in-window",
@@ -31,10 +36,17 @@ KEYS = {
     "residency_way": "residency-way",
     "verify": "verify",
     "timeout_s": "timeout",
+    "compression": "compression",
+    "compression_level": "compression-level",
 }
 """The key of each attribute on the control socket and in the configuration."""
 
-CHANGEABLE = frozenset({"downtime-limit", "page-in-window", "max-rounds", "verify", "timeout"})
+CHANGEABLE = frozenset(
+    {
+        *("downtime-limit", "page-in-window", "max-rounds", "verify", "timeout"),
+        *("compression", "compression-level"),
+    }
+)
 """Keys that may be set while a migration runs: the rest is settled with the other agent first."""
 
 
@@ -53,6 +65,8 @@ class MigrationParameters:
     residency_way: str | None = None
     verify: bool = False
     timeout_s: float | None = None
+    compression: str = "off"
+    compression_level: int = 1
 
     def __post_init__(self) -> None:
         _check_whole("downtime_limit_ms", self.downtime_limit_ms, 1, MAX_DOWNTIME_LIMIT_MS)
@@ -68,6 +82,16 @@ class MigrationParameters:
             raise _refused("verify", self.verify, "true or false")
         if self.timeout_s is not None:
             _check_timeout(self.timeout_s)
+        if self.compression not in COMPRESSION_MODES:
+            raise _refused(
+                "compression", self.compression, f"one of {', '.join(COMPRESSION_MODES)}"
+            )
+        _check_whole(
+            "compression_level",
+            self.compression_level,
+            MIN_COMPRESSION_LEVEL,
+            MAX_COMPRESSION_LEVEL,
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MigrationParameters:

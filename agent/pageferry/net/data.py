@@ -85,7 +85,7 @@ class TlsSocket:
         """The socket's descriptor."""
         return self._socket.fileno()
 
-    def sendall(self, data: bytes) -> None:
+    def sendall(self, data: bytes | memoryview) -> None:
         """Send all of *data*. Raises TlsError or OSError."""
         self._session.send_all(data)
 

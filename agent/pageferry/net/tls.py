@@ -143,9 +143,10 @@ class Session:
         """Say that nothing more will be sent. Receiving goes on."""
         self._check(lib.pf_tls_end(self._session))
 
-    def send_all(self, data: bytes) -> None:
+    def send_all(self, data: bytes | memoryview) -> None:
         """Send all of *data*, on a blocking socket."""
-        self._check(lib.pf_tls_send_all(self._session, data, len(data)))
+        with ffi.from_buffer("uint8_t[]", data) as memory:
+            self._check(lib.pf_tls_send_all(self._session, memory, len(data)))
 
     def receive_into(self, view: memoryview) -> None:
         """Fill *view*, from a blocking socket. Raises ConnectionResetError when it ends before."""

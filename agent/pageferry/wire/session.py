@@ -82,7 +82,7 @@ from typing import Final
 
 from pageferry.model.errors import LocalProtocolError, PageferryError, RemoteProtocolError
 from pageferry.wire import messages as m
-from pageferry.wire.limits import FIRST_ROUND
+from pageferry.wire.limits import FIRST_ROUND, OLDEST_VERSION
 
 
 class Role(Enum):
@@ -154,6 +154,8 @@ class Exchange:
 
     def __init__(self, role: Role) -> None:
         self.role = role
+        self.version = OLDEST_VERSION
+        """What both sides speak, as HelloReply said; the oldest that can be before that."""
         self._said: dict[Role, set[Type]] = {_S: set(), _D: set()}
         self._hello: m.Hello | None = None
         self._describe: m.Describe | None = None
@@ -253,6 +255,8 @@ class Exchange:
         match message:
             case m.Hello():
                 self._hello = message
+            case m.HelloReply():
+                self.version = message.version
             case m.Describe():
                 self._describe = message
             case m.Ready():
