@@ -32,32 +32,47 @@ UNLIMITED_BYTES_PER_S = 1 << 40
 
 @dataclass(frozen=True, slots=True)
 class QemuMode:
-    """One way of QEMU's own migration. `multifd_channels` 0: the default single stream."""
+    """One way of QEMU's own migration. `multifd_channels` 0: the default single stream.
+
+    `compression`: a value of ``multifd-compression``. `auto_converge`: throttle a guest that writes
+    too fast.
+    """
 
     name: str
     multifd_channels: int = 0
+    compression: str | None = None
+    auto_converge: bool = False
 
 
 DEFAULT = QemuMode("qemu")
 MULTIFD = QemuMode("qemu-multifd", multifd_channels=2)
 
 
-def qemu_carry(guest: FreestandingGuest, mode: QemuMode) -> Callable[[], Outcome]:
-    """QEMU's own migration of this guest, as :func:`measure` wants it."""
+def qemu_carry(
+    guest: FreestandingGuest,
+    mode: QemuMode,
+    uri: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Callable[[], Outcome]:
+    """QEMU's own migration of this guest, as :func:`measure` wants it.
+
+    `uri` None: over a UNIX socket. A migration that takes longer than `timeout_s` is cancelled: the
+    guest runs on where it was.
+    """
     destination = guest.destination
     if destination is None:
         raise ValueError("start the destination first")
 
     def carry() -> Outcome:
-        address = guest.folder / "migration.sock"
+        address = uri or f"unix:{guest.folder}/migration.sock"
         _prepare(destination, mode)
         _prepare(guest.source, mode)
-        destination.monitor.execute("migrate-incoming", uri=f"unix:{address}")
-        guest.source.monitor.execute("migrate", uri=f"unix:{address}")
-        info = _until_over(guest.source)
+        destination.monitor.execute("migrate-incoming", uri=address)
+        guest.source.monitor.execute("migrate", uri=address)
+        info = _until_over(guest.source, timeout_s)
         if info["status"] != "completed":
             return Outcome(False, error=str(info.get("error-desc", info["status"])))
-        _until_over(destination)
+        _until_over(destination, TIMEOUT_S)
         destination.monitor.execute("cont")
         ram = info["ram"]
         return Outcome(
@@ -79,6 +94,10 @@ def measure_qemu(plan: GuestPlan, mode: QemuMode) -> Measurement:
 def _prepare(qemu: LabQemu, mode: QemuMode) -> None:
     capabilities = [{"capability": "events", "state": True}]
     parameters: dict[str, object] = {"max_bandwidth": UNLIMITED_BYTES_PER_S}
+    if mode.auto_converge:
+        capabilities.append({"capability": "auto-converge", "state": True})
+    if mode.compression is not None:
+        parameters["multifd_compression"] = mode.compression
     if mode.multifd_channels:
         capabilities.append({"capability": "multifd", "state": True})
         parameters["multifd_channels"] = mode.multifd_channels
@@ -86,14 +105,23 @@ def _prepare(qemu: LabQemu, mode: QemuMode) -> None:
     qemu.monitor.execute("migrate-set-parameters", **parameters)
 
 
-def _until_over(qemu: LabQemu) -> dict[str, Any]:
-    deadline = time.monotonic() + TIMEOUT_S
+def _until_over(qemu: LabQemu, timeout_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
     while True:
         info: dict[str, Any] = qemu.monitor.execute("query-migrate")
         if info.get("status") in ("completed", "failed", "cancelled"):
             return info
         if time.monotonic() > deadline:
-            return {"status": "failed", "error-desc": f"not over after {TIMEOUT_S} s"}
+            _cancel(qemu)
+            return {"status": "failed", "error-desc": f"not over after {timeout_s:g} s"}
+        time.sleep(POLL_S)
+
+
+def _cancel(qemu: LabQemu) -> None:
+    qemu.monitor.execute("migrate_cancel")
+    for _try in range(int(TIMEOUT_S / POLL_S)):
+        if qemu.monitor.execute("query-migrate").get("status") != "cancelling":
+            return
         time.sleep(POLL_S)
 
 

@@ -8,7 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-from pageferry.testing.lab.daemons import LabDaemon, MigrateResult, run_daemon_pair
+from pageferry.testing.lab.daemons import (
+    ONE_HOST,
+    LabDaemon,
+    MigrateResult,
+    Network,
+    run_daemon_pair,
+)
 from pageferry.testing.lab.guests import FreestandingGuest, GuestPlan
 from pageferry.testing.lab.measuring import Measurement, Outcome, measure
 from pageferry.testing.lab.settled import settled_pair
@@ -19,7 +25,9 @@ GUEST_NAME = "guest"
 
 @contextlib.contextmanager
 def daemons_for(
-    guest: FreestandingGuest, defaults: Mapping[str, object] | None = None
+    guest: FreestandingGuest,
+    defaults: Mapping[str, object] | None = None,
+    network: Network = ONE_HOST,
 ) -> Iterator[tuple[LabDaemon, LabDaemon]]:
     """The daemons of the source and of the destination, which know both QEMUs as GUEST_NAME."""
     destination = guest.destination
@@ -30,6 +38,7 @@ def daemons_for(
         {GUEST_NAME: guest.source.qmp_path},
         {GUEST_NAME: destination.qmp_path},
         defaults=defaults,
+        network=network,
     ) as daemons:
         yield daemons
 

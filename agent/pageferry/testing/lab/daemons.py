@@ -24,6 +24,22 @@ STOP_TIMEOUT_S = 20.0
 
 MIGRATE_TIMEOUT_S = 300.0
 
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Where the two hosts are: the destination's address, and commands that start programs on
+    either (``nsenter --net=...``).
+    """
+
+    destination_host: str = LOOPBACK
+    source_prefix: tuple[str, ...] = ()
+    destination_prefix: tuple[str, ...] = ()
+
+
+ONE_HOST = Network()
+
 
 @dataclass(slots=True)
 class LabDaemon:
@@ -33,6 +49,7 @@ class LabDaemon:
     folder: Path
     port: int
     process: subprocess.Popen[bytes] = field(repr=False)
+    host: str = LOOPBACK
 
     @property
     def control_socket(self) -> Path:
@@ -47,7 +64,7 @@ class LabDaemon:
     @property
     def address(self) -> str:
         """What another agent connects to."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def log(self) -> str:
         """What it and its workers logged."""
@@ -141,8 +158,9 @@ def run_daemon(
     defaults: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
+    host: str = LOOPBACK,
 ) -> Iterator[LabDaemon]:
-    """A pageferryd that knows `guests` (name: QMP socket), listening on a free loopback port.
+    """A pageferryd that knows `guests` (name: QMP socket), listening on a free port of `host`.
 
     Its files are in `folder`, made here. `prefix` is a command that starts it (``setpriv …``).
     LabError with its log when it does not start.
@@ -150,7 +168,7 @@ def run_daemon(
     folder.mkdir()
     port = _free_port()
     configuration = folder / "pageferryd.toml"
-    configuration.write_text(_configuration(folder, port, guests, defaults or {}))
+    configuration.write_text(_configuration(folder, host, port, guests, defaults or {}))
     with (folder / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -163,7 +181,7 @@ def run_daemon(
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
         )
-    daemon = LabDaemon(name, folder, port, process)
+    daemon = LabDaemon(name, folder, port, process, host)
     with undone_by(daemon.stop):
         _wait_for_control_socket(daemon)
         yield daemon
@@ -177,25 +195,37 @@ def run_daemon_pair(
     *,
     defaults: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
+    network: Network = ONE_HOST,
 ) -> Iterator[tuple[LabDaemon, LabDaemon]]:
     """The source's daemon and the destination's. `environment` is added to what both inherit."""
     start = functools.partial(run_daemon, defaults=defaults, environment=environment)
     with (
-        start("source", folder / "a", source_guests) as source,
-        start("destination", folder / "b", destination_guests) as other,
+        start("source", folder / "a", source_guests, prefix=network.source_prefix) as source,
+        start(
+            "destination",
+            folder / "b",
+            destination_guests,
+            prefix=network.destination_prefix,
+            host=network.destination_host,
+        ) as other,
     ):
         yield source, other
 
 
 def _configuration(
-    folder: Path, port: int, guests: Mapping[str, Path], defaults: Mapping[str, object]
+    folder: Path,
+    host: str,
+    port: int,
+    guests: Mapping[str, Path],
+    defaults: Mapping[str, object],
 ) -> str:
     # JSON's strings, numbers and truth values are TOML's too.
     lines = [
         "[daemon]",
         f"control-socket = {json.dumps(str(folder / 'control.sock'))}",
         f"state-directory = {json.dumps(str(folder / 'state'))}",
-        f'listen = "127.0.0.1:{port}"',
+        f'listen = "{host}:{port}"',
+        *(["plaintext = true"] if host != LOOPBACK else []),
         "[defaults]",
         *(f"{key} = {json.dumps(value)}" for key, value in defaults.items()),
     ]

@@ -100,8 +100,6 @@ def _numbers(found: Measurement) -> list[tuple[str, str]]:
 
 def _verification(found: Measurement) -> str:
     checked = found.verification
-    if checked is None:
-        return "no"
     return f"{checked.pages} pages, {checked.bad} wrong"
 
 

@@ -48,8 +48,9 @@ class GuestPlan:
     """A freestanding guest and the machine it gets. Sizes of the regions in MiB.
 
     `pace`: hot pages rewritten each millisecond (16: 64 MiB once a second, so that careless reclaim
-    finds them idle); 0: without a pause. `accelerator` None: KVM where it really runs the guest,
-    else TCG.
+    finds them idle); 0: without a pause. `repeat`: how often each cold page holds the same words
+    over (a power of two): 1 leaves a compressor nothing. `accelerator` None: KVM where it really
+    runs the guest, else TCG. `prefix`: a command that starts its QEMU (``nsenter ...``).
     """
 
     binary: QemuBinary
@@ -61,15 +62,17 @@ class GuestPlan:
     zero_mib: int = 8
     seed: int = 1
     pace: int = 16
+    repeat: int = 1
     limit_mib: int | None = None
     accelerator: str | None = None
     arguments: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
 
     def command_line(self) -> str:
         """The guest's parameters."""
         return (
             f"cold_mib={self.cold_mib} hot_mib={self.hot_mib} zero_mib={self.zero_mib} "
-            f"seed={self.seed} pace={self.pace}"
+            f"seed={self.seed} pace={self.pace} repeat={self.repeat}"
         )
 
     def as_machine(self) -> Machine:
@@ -85,6 +88,7 @@ class GuestPlan:
                 *("-kernel", str(freestanding_image()), "-append", self.command_line()),
                 *self.arguments,
             ),
+            prefix=self.prefix,
         )
 
 

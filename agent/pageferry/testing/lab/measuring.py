@@ -52,7 +52,7 @@ class Measurement:
     disturbed_s: float
     before: Ends
     after: Ends
-    verification: Verification | None
+    verification: Verification
 
     @property
     def source_growth_bytes(self) -> int:
@@ -61,21 +61,31 @@ class Measurement:
 
     @property
     def verified(self) -> bool:
-        """Whether the guest checked every page on the destination and found none bad."""
-        found = self.verification
-        return found is not None and found.pages > 0 and found.bad == 0
+        """Whether the guest was carried, checked every page on the destination, and found none
+        bad."""
+        return self.outcome.completed and self.memory_is_right
+
+    @property
+    def memory_is_right(self) -> bool:
+        """Whether the guest checked every page, on whichever side it runs, and found none bad."""
+        return self.verification.pages > 0 and self.verification.bad == 0
 
 
-def measure(guest: FreestandingGuest, carry: Callable[[], Outcome]) -> Measurement:
+def measure(
+    guest: FreestandingGuest,
+    carry: Callable[[], Outcome],
+    before_s: float = BEFORE_S,
+    after_s: float = AFTER_S,
+) -> Measurement:
     """Measure `carry`, which is to move the settled `guest` to its destination.
 
-    The guest verifies at the end only when the outcome says *completed*; verification reads
-    everything back from swap, so all else is measured before it.
+    The guest verifies at the end wherever it runs then; verification reads everything back from
+    swap, so all else is measured before it.
     """
     destination = guest.destination
     if destination is None:
         raise LabError("start the destination first")
-    guest.wait_samples(int(BEFORE_S * 10))
+    guest.wait_samples(round(before_s * 10))
     begin_s = time.monotonic()
     before = Ends(guest.source.residency(), destination.residency())
     cold_bytes = before.source.swapped_bytes
@@ -88,10 +98,10 @@ def measure(guest: FreestandingGuest, carry: Callable[[], Outcome]) -> Measureme
     faults = _faults(guest) - faults
     after = Ends(guest.source.residency(), destination.residency())
     if outcome.completed:
-        guest.wait_samples(int(AFTER_S * 10))
+        guest.wait_samples(round(after_s * 10))
     last_s = time.monotonic()
     p99 = {
-        "before": guest.hot_p99_us(begin_s - BEFORE_S, begin_s),
+        "before": guest.hot_p99_us(begin_s - before_s, begin_s),
         "during": guest.hot_p99_us(start_s, end_s),
         "after": guest.hot_p99_us(end_s, last_s) if outcome.completed else None,
     }
@@ -105,7 +115,7 @@ def measure(guest: FreestandingGuest, carry: Callable[[], Outcome]) -> Measureme
         disturbed_s=_disturbed_s(guest, start_s, end_s, p99["before"]),
         before=before,
         after=after,
-        verification=guest.verify() if outcome.completed else None,
+        verification=guest.verify(),
     )
 
 

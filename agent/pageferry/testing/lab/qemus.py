@@ -34,7 +34,10 @@ TRANSLATION_MIB = 32
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How one QEMU is started. `limit_bytes` None: it runs in the lab's own cgroup, unlimited."""
+    """How one QEMU is started. `limit_bytes` None: it runs in the lab's own cgroup, unlimited.
+
+    `prefix`: a command that starts it by exec, so that the process stays the same.
+    """
 
     binary: QemuBinary
     machine: str = "q35"
@@ -43,6 +46,7 @@ class Machine:
     accelerator: str = "tcg"
     limit_bytes: int | None = None
     arguments: tuple[str, ...] = ()
+    prefix: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -142,7 +146,10 @@ def run_qemu(
             ram_path = stack.enter_context(ram_file(name))
         serial_path = folder / f"{name}.serial"
         serial_number = serial.attach(serial_path)
-        command = _command(name, machine, folder, ram_path, serial_path, incoming=incoming)
+        command = [
+            *machine.prefix,
+            *_command(name, machine, folder, ram_path, serial_path, incoming=incoming),
+        ]
         if cgroup is not None:
             command = cgroup.command(command)
         log = stack.enter_context((folder / f"{name}.log").open("wb"))

@@ -3,14 +3,15 @@
  *
  * Three regions, from 4 MiB up, in this order; everything above them is never touched (holes):
  *   hot   rewritten for ever in a pseudo-random order, a new generation each pass
- *   cold  filled once; word j of page p is pattern(p, seed) + j * STEP
+ *   cold  filled once; word j of page p is pattern(p, seed) + (j mod period) * STEP
  *   zero  touched once, all zero
  * A hot page's first two words are its number and its generation, the rest as in a cold page with
  * the generation as the seed. Memory is thus wholly a function of the parameters and of (generation,
  * position in the pass), and verification knows what each page must hold, to the word.
  *
  * Parameters, on the command line: cold_mib, hot_mib, zero_mib, seed, pace (hot pages rewritten each
- * millisecond; 0: without a pause).
+ * millisecond; 0: without a pause), repeat (how often a cold page holds the same words over, a power
+ * of two: period = words of a page / repeat. 1: a compressor finds nothing; 4: it saves some 3/4).
  *
  * Over the serial port, one line each:
  *   READY hot=A+N cold=A+N zero=A+N khz=K     region addresses and pages; TSC rate
@@ -49,7 +50,7 @@ struct check {
 };
 
 static struct region hot = {.name = "hot"}, cold = {.name = "cold"}, zero = {.name = "zero"};
-static uint32_t seed = 1, pace = BATCH_PAGES, khz;
+static uint32_t seed = 1, pace = BATCH_PAGES, period = WORDS, khz;
 
 /* The pass under way writes `generation`; `position` pages of it are done. */
 static uint32_t generation = 1, position, order_value, order_mask;
@@ -141,6 +142,18 @@ static void write_words(uint32_t *words, uint32_t from, uint32_t value)
 	value += from * STEP;
 	for (uint32_t j = from; j < WORDS; j++, value += STEP)
 		words[j] = value;
+}
+
+static void write_cold(uint32_t page)
+{
+	uint32_t *words = page_words(&cold, page);
+
+	for (uint32_t first = 0; first < WORDS; first += period) {
+		uint32_t value = pattern(page, seed);
+
+		for (uint32_t j = first; j < first + period; j++, value += STEP)
+			words[j] = value;
+	}
 }
 
 static void write_hot(uint32_t page, uint32_t new_generation)
@@ -250,19 +263,29 @@ static void say_bad(const struct region *region, uint32_t page, uint32_t word, u
 	put("\n");
 }
 
-/* Check words `from` on of one page against value + j * step; say so once when one is wrong. */
-static bool page_holds(const struct region *region, uint32_t page, uint32_t from, uint32_t value,
-		       uint32_t step)
+/* Check the words from `from` to `end` of one page: value, value + step, ... Say so once when one is
+ * wrong. */
+static bool words_hold(const struct region *region, uint32_t page, uint32_t from, uint32_t end,
+		       uint32_t value, uint32_t step)
 {
 	const uint32_t *words = page_words(region, page);
 
-	value += from * step;
-	for (uint32_t j = from; j < WORDS; j++, value += step) {
+	for (uint32_t j = from; j < end; j++, value += step) {
 		if (words[j] != value) {
 			say_bad(region, page, j, value);
 			return false;
 		}
 	}
+	return true;
+}
+
+static bool cold_page_holds(uint32_t page)
+{
+	uint32_t value = pattern(page, seed);
+
+	for (uint32_t first = 0; first < WORDS; first += period)
+		if (!words_hold(&cold, page, first, first + period, value, STEP))
+			return false;
 	return true;
 }
 
@@ -278,7 +301,7 @@ static bool hot_page_holds(uint32_t page, uint32_t want_generation)
 		say_bad(&hot, page, 1, want_generation);
 		return false;
 	}
-	return page_holds(&hot, page, 2, pattern(page, want_generation), STEP);
+	return words_hold(&hot, page, 2, WORDS, pattern(page, want_generation) + 2 * STEP, STEP);
 }
 
 static struct check verify_cold(void)
@@ -286,7 +309,7 @@ static struct check verify_cold(void)
 	struct check check = {cold.pages, 0};
 
 	for (uint32_t page = 0; page < cold.pages; page++)
-		check.bad += !page_holds(&cold, page, 0, pattern(page, seed), STEP);
+		check.bad += !cold_page_holds(page);
 	return check;
 }
 
@@ -295,7 +318,7 @@ static struct check verify_zero(void)
 	struct check check = {zero.pages, 0};
 
 	for (uint32_t page = 0; page < zero.pages; page++)
-		check.bad += !page_holds(&zero, page, 0, 0, 0);
+		check.bad += !words_hold(&zero, page, 0, WORDS, 0, 0);
 	return check;
 }
 
@@ -368,9 +391,13 @@ static void lay_out(const struct multiboot *info)
 	uint32_t sizes_mib[] = {parameter(line, "hot_mib", 8), parameter(line, "cold_mib", 16),
 				parameter(line, "zero_mib", 0)};
 	uint64_t end = FIRST_ADDRESS;
+	uint32_t repeat = parameter(line, "repeat", 1);
 
 	seed = parameter(line, "seed", seed);
 	pace = parameter(line, "pace", pace);
+	if (!repeat || repeat > WORDS || (repeat & (repeat - 1)))
+		panic("repeat must be a power of two, at most the words of a page");
+	period = WORDS / repeat;
 	if ((uint32_t)image_end > FIRST_ADDRESS)
 		panic("image too large");
 	for (int i = 0; i < 3; i++) {
@@ -391,7 +418,7 @@ static void lay_out(const struct multiboot *info)
 static void fill(void)
 {
 	for (uint32_t page = 0; page < cold.pages; page++)
-		write_words(page_words(&cold, page), 0, pattern(page, seed));
+		write_cold(page);
 	for (uint32_t page = 0; page < zero.pages; page++)
 		for (uint32_t j = 0; j < WORDS; j++)
 			((volatile uint32_t *)page_words(&zero, page))[j] = 0;
