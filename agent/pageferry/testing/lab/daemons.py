@@ -159,16 +159,18 @@ def run_daemon(
     environment: Mapping[str, str] | None = None,
     prefix: Sequence[str] = (),
     host: str = LOOPBACK,
+    settings: str = "",
 ) -> Iterator[LabDaemon]:
     """A pageferryd that knows `guests` (name: QMP socket), listening on a free port of `host`.
 
-    Its files are in `folder`, made here. `prefix` is a command that starts it (``setpriv …``).
-    LabError with its log when it does not start.
+    Its files are in `folder`, made here. `prefix` is a command that starts it (``setpriv …``), and
+    `settings` is what else its configuration says: keys of [daemon], then tables. LabError with its
+    log when it does not start.
     """
     folder.mkdir()
     port = _free_port()
     configuration = folder / "pageferryd.toml"
-    configuration.write_text(_configuration(folder, host, port, guests, defaults or {}))
+    configuration.write_text(_configuration(folder, host, port, guests, defaults or {}, settings))
     with (folder / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -218,6 +220,7 @@ def _configuration(
     port: int,
     guests: Mapping[str, Path],
     defaults: Mapping[str, object],
+    settings: str,
 ) -> str:
     # JSON's strings, numbers and truth values are TOML's too.
     lines = [
@@ -225,7 +228,7 @@ def _configuration(
         f"control-socket = {json.dumps(str(folder / 'control.sock'))}",
         f"state-directory = {json.dumps(str(folder / 'state'))}",
         f'listen = "{host}:{port}"',
-        *(["plaintext = true"] if host != LOOPBACK else []),
+        settings or ("" if host == LOOPBACK else "plaintext = true"),
         "[defaults]",
         *(f"{key} = {json.dumps(value)}" for key, value in defaults.items()),
     ]
