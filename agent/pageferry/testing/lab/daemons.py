@@ -170,7 +170,9 @@ def run_daemon(
     folder.mkdir()
     port = _free_port()
     configuration = folder / "pageferryd.toml"
-    configuration.write_text(_configuration(folder, host, port, guests, defaults or {}, settings))
+    configuration.write_text(
+        _configuration(folder, f"{host}:{port}", guests, defaults or {}, settings)
+    )
     with (folder / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
             [
@@ -216,8 +218,7 @@ def run_daemon_pair(
 
 def _configuration(
     folder: Path,
-    host: str,
-    port: int,
+    listen: str,
     guests: Mapping[str, Path],
     defaults: Mapping[str, object],
     settings: str,
@@ -227,8 +228,8 @@ def _configuration(
         "[daemon]",
         f"control-socket = {json.dumps(str(folder / 'control.sock'))}",
         f"state-directory = {json.dumps(str(folder / 'state'))}",
-        f'listen = "{host}:{port}"',
-        settings or ("" if host == LOOPBACK else "plaintext = true"),
+        f"listen = {json.dumps(listen)}",
+        settings or ("" if listen.startswith(LOOPBACK) else "plaintext = true"),
         "[defaults]",
         *(f"{key} = {json.dumps(value)}" for key, value in defaults.items()),
     ]
