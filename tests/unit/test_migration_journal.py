@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pageferry.migration.journal import Journal, JournalError, journal_path, read_journal
+from pageferry.migration.journal import (
+    Journal,
+    JournalBusyError,
+    JournalError,
+    journal_path,
+    read_journal,
+)
 from pageferry.model.errors import LocalProtocolError
 from pageferry.model.phase import DestinationPhase, SourcePhase
 
@@ -119,3 +125,89 @@ def test_an_empty_journal_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / f"{ID}.source.journal"
     path.write_bytes(b"")
     assert read_journal(path) is None
+
+
+async def test_what_a_failed_write_left_behind_does_not_spoil_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = await _journal(tmp_path)
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, bytes(data)[: len(data) // 2]))
+    with pytest.raises(JournalError, match="No space left"):
+        await journal.record(SourcePhase.ARM)
+    monkeypatch.undo()
+    await journal.record(SourcePhase.FAILED)
+    journal.close()
+    state = read_journal(journal.path)
+    assert state is not None
+    assert state.phase == "failed"
+    assert journal.path.read_bytes().count(b"\n") == 2
+
+
+async def test_a_journal_that_cannot_be_repaired_takes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    journal = await _journal(tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    with pytest.raises(JournalError, match="Input/output"):
+        await journal.record(SourcePhase.ARM)
+    monkeypatch.undo()
+    with pytest.raises(JournalError, match="could not be repaired"):
+        await journal.record(SourcePhase.FAILED)
+    journal.close()
+
+
+async def test_one_at_a_time_works_on_a_journal(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    with pytest.raises(JournalBusyError):
+        Journal.reopen(journal.path)
+    state = read_journal(journal.path)
+    assert state is not None, "reading is free"
+    journal.close()
+    again, _state = Journal.reopen(journal.path)
+    with pytest.raises(JournalBusyError):
+        Journal.reopen(journal.path)
+    again.close()
+
+
+@pytest.mark.parametrize("offset", [5, 40, 80, -4, -20])
+async def test_a_flipped_bit_is_noticed(tmp_path: Path, offset: int) -> None:
+    journal = await _journal(tmp_path)
+    journal.close()
+    data = bytearray(journal.path.read_bytes())
+    data[offset] ^= 1
+    journal.path.write_bytes(data)
+    with pytest.raises(JournalError, match="line 1"):
+        read_journal(journal.path)
+
+
+async def test_phases_that_cannot_follow_each_other_are_no_journal(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    journal.phase = SourcePhase.DEVICE.value
+    await journal.record(SourcePhase.COMMIT)
+    journal.close()
+    with pytest.raises(JournalError, match="commit cannot follow look"):
+        read_journal(journal.path)
+
+
+async def test_a_journal_under_another_name_is_none(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    journal.close()
+    moved = journal.path.rename(tmp_path / f"{'f' * 16}.source.journal")
+    with pytest.raises(JournalError, match="another migration"):
+        read_journal(moved)
+
+
+async def test_a_journal_is_no_symlink(tmp_path: Path) -> None:
+    journal = await _journal(tmp_path)
+    journal.close()
+    link = tmp_path / f"{'e' * 16}.source.journal"
+    link.symlink_to(journal.path)
+    with pytest.raises(JournalError):
+        read_journal(link)
+    with pytest.raises(JournalError):
+        Journal.reopen(link)

@@ -25,10 +25,14 @@ class LabMonitor:
         self.events: list[dict[str, Any]] = []
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
-        self._socket.connect(str(path))
         self._lines = self._socket.makefile("r", encoding="utf-8")
-        self._next_message()
-        self.execute("qmp_capabilities")
+        try:
+            self._socket.connect(str(path))
+            self._next_message()
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """What `command` returns; underscores in arguments' names become hyphens.

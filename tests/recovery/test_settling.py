@@ -1,0 +1,355 @@
+"""What daemons do about journals that a crash left open: real daemons, QEMUs, files and sockets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pageferry.migration.journal import read_journal
+from pageferry.model.phase import DestinationPhase, SourcePhase
+from tests.recovery.bench import (
+    ID,
+    Daemon,
+    Qemu,
+    daemon,
+    eventually,
+    held,
+    phase_in,
+    qemu,
+    write_journal,
+)
+from tests.support import need
+
+
+@dataclass(slots=True)
+class Hosts:
+    """Two hosts with a daemon each, that are not started, and a QEMU each."""
+
+    source: Daemon
+    destination: Daemon
+    source_qemu: Qemu
+    destination_qemu: Qemu
+
+    def source_journal(self, phase: SourcePhase, **notes: Any) -> Path:
+        return write_journal(
+            self.source.state_dir,
+            "source",
+            phase,
+            self.source_qemu,
+            host="127.0.0.1",
+            port=self.destination.port,
+            **{"was-running": True, **notes},
+        )
+
+    def destination_journal(self, phase: DestinationPhase, **notes: Any) -> Path:
+        return write_journal(
+            self.destination.state_dir,
+            "destination",
+            phase,
+            self.destination_qemu,
+            **{"guest-running": True, **notes},
+        )
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    need(shutil.which("qemu-system-x86_64") is not None, "needs qemu-system-x86_64")
+    with ExitStack() as stack:
+        source = stack.enter_context(daemon(tmp_path / "a"))
+        destination = stack.enter_context(daemon(tmp_path / "b"))
+        for each in (source, destination):
+            each.folder.mkdir()
+        yield Hosts(
+            source,
+            destination,
+            stack.enter_context(qemu(tmp_path / "a" / "qmp")),
+            stack.enter_context(qemu(tmp_path / "b" / "qmp")),
+        )
+
+
+def until(path: Path, phase: str) -> None:
+    eventually(lambda: phase_in(path) == phase, f"{path.name} says {phase}")
+
+
+def handed_over(hosts: Hosts) -> None:
+    """The source's QEMU as it is when the commit has been said."""
+    hosts.source_qemu.ask("cont")
+    hosts.source_qemu.migrate_away(pause_before_switchover=False)
+    assert hosts.source_qemu.status == "postmigrate"
+
+
+def test_both_daemons_killed_before_the_commit_arrived(hosts: Hosts) -> None:
+    handed_over(hosts)
+    ours, theirs = (
+        hosts.source_journal(SourcePhase.COMMIT),
+        hosts.destination_journal(DestinationPhase.LOADED),
+    )
+    hosts.source.start()
+    hosts.destination.start()
+    until(theirs, "aborted")
+    assert hosts.destination_qemu.process.wait(20) == 0, "it was ended in order"
+    until(ours, "failed")
+    assert hosts.source_qemu.status == "running"
+
+
+def test_both_daemons_killed_after_the_commit_was_journalled(hosts: Hosts) -> None:
+    handed_over(hosts)
+    ours, theirs = (
+        hosts.source_journal(SourcePhase.COMMIT),
+        hosts.destination_journal(DestinationPhase.COMMITTED),
+    )
+    hosts.source.start()
+    hosts.destination.start()
+    until(theirs, "running")
+    assert hosts.destination_qemu.status == "running"
+    until(ours, "completed")
+    assert hosts.source_qemu.status == "postmigrate"
+
+
+def test_a_guest_that_was_paused_arrives_paused(hosts: Hosts) -> None:
+    theirs = hosts.destination_journal(DestinationPhase.COMMITTED, **{"guest-running": False})
+    hosts.destination.start()
+    until(theirs, "running")
+    assert hosts.destination_qemu.status == "prelaunch"
+
+
+def test_the_source_asks_again_until_the_other_agent_is_there(hosts: Hosts) -> None:
+    handed_over(hosts)
+    ours = hosts.source_journal(SourcePhase.COMMIT)
+    hosts.destination_journal(DestinationPhase.ABORTED)
+    hosts.source.start()
+    eventually(lambda: "cannot be settled yet" in hosts.source.log(), "it was tried")
+    (told,) = hosts.source.recovered("--dry-run")
+    assert not told["settled"]
+    assert told["plan"] == ""
+    assert "cannot be reached" in told["found"]
+    assert hosts.source_qemu.status == "postmigrate", "it stays paused while nobody knows"
+    hosts.destination.start()
+    until(ours, "failed")
+    assert hosts.source_qemu.status == "running"
+    assert hosts.source.log().count("cannot be settled yet") == 1, "the same is told once"
+
+
+@pytest.mark.parametrize("phase", [SourcePhase.SWITCHOVER, SourcePhase.DEVICE])
+def test_a_guest_stopped_for_the_switchover_runs_again(hosts: Hosts, phase: SourcePhase) -> None:
+    hosts.source_qemu.ask("cont")
+    hosts.source_qemu.migrate_away(pause_before_switchover=True)
+    assert hosts.source_qemu.status == "finish-migrate"
+    ours = hosts.source_journal(phase)
+    hosts.source.start()
+    until(ours, "failed")
+    assert hosts.source_qemu.status == "running"
+
+
+def test_a_guest_that_was_paused_before_the_switchover_stays_paused(hosts: Hosts) -> None:
+    hosts.source_qemu.ask("cont")
+    hosts.source_qemu.ask("stop")
+    hosts.source_qemu.migrate_away(pause_before_switchover=True)
+    ours = hosts.source_journal(SourcePhase.DEVICE, **{"was-running": False})
+    hosts.source.start()
+    until(ours, "failed")
+    # QEMU 7.2 calls it postmigrate after a cancelled migration; from either, `cont` goes on.
+    assert hosts.source_qemu.status in ("paused", "postmigrate")
+
+
+def test_a_guest_that_somebody_else_migrated_away_is_not_continued(hosts: Hosts) -> None:
+    handed_over(hosts)  # and our own migration had not come to that
+    ours = hosts.source_journal(SourcePhase.SWITCHOVER)
+    hosts.source.start()
+    eventually(lambda: "which ours did not come to" in hosts.source.log(), "it is told")
+    assert phase_in(ours) == "switchover"
+    assert hosts.source_qemu.status == "postmigrate"
+
+
+@pytest.mark.parametrize("phase", [SourcePhase.COLD, SourcePhase.ROUNDS])
+def test_a_guest_that_was_never_stopped_is_left_alone(hosts: Hosts, phase: SourcePhase) -> None:
+    ours = hosts.source_journal(phase)
+    hosts.source.start()
+    until(ours, "failed")
+    assert hosts.source_qemu.status == "prelaunch", "as it was, whatever that is"
+
+
+@pytest.mark.parametrize("phase", [DestinationPhase.READY, DestinationPhase.RECEIVING])
+def test_a_destination_qemu_that_was_still_empty_is_left_waiting(
+    hosts: Hosts, phase: DestinationPhase
+) -> None:
+    theirs = hosts.destination_journal(phase)
+    hosts.destination.start()
+    until(theirs, "aborted")
+    assert not hosts.destination_qemu.is_gone()
+
+
+@pytest.mark.parametrize(
+    "phase", [DestinationPhase.DEVICE, DestinationPhase.LOADED, DestinationPhase.REFUSED]
+)
+def test_a_destination_qemu_that_must_not_run_is_ended(
+    hosts: Hosts, phase: DestinationPhase
+) -> None:
+    theirs = hosts.destination_journal(phase)
+    hosts.destination.start()
+    until(theirs, "aborted")
+    assert hosts.destination_qemu.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_the_destination_qemu_ended_after_the_commit_was_journalled(
+    hosts: Hosts, is_replaced: bool
+) -> None:
+    """The guest ended with it. Another QEMU at its socket, loaded or not, is never continued."""
+    handed_over(hosts)
+    ours, theirs = (
+        hosts.source_journal(SourcePhase.COMMIT),
+        hosts.destination_journal(DestinationPhase.COMMITTED),
+    )
+    hosts.destination_qemu.end()
+    with ExitStack() as stack:
+        if is_replaced:
+            another = stack.enter_context(qemu(hosts.destination_qemu.qmp))
+        hosts.destination.start()
+        hosts.source.start()
+        until(theirs, "lost")
+        until(ours, "completed")
+        if is_replaced:
+            assert another.status == "prelaunch"
+    assert hosts.source_qemu.status == "postmigrate", "it may have run over there"
+    eventually(lambda: "its QEMU ended before it was known to run" in hosts.source.log(), "told")
+    state = read_journal(ours)
+    assert state is not None
+    assert state.notes["lost"] is True
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_the_source_qemu_ended_in_the_switchover(hosts: Hosts, is_replaced: bool) -> None:
+    ours = hosts.source_journal(SourcePhase.SWITCHOVER)
+    hosts.source_qemu.end()
+    with ExitStack() as stack:
+        if is_replaced:
+            another = stack.enter_context(qemu(hosts.source_qemu.qmp))
+        hosts.source.start()
+        until(ours, "failed")
+        if is_replaced:
+            assert another.status == "prelaunch", "it is another guest, or this one started anew"
+
+
+def test_a_destination_without_a_journal_settles_nothing(hosts: Hosts) -> None:
+    """Its state directory may have been lost, and the guest run there."""
+    handed_over(hosts)
+    ours = hosts.source_journal(SourcePhase.COMMIT)
+    hosts.destination.start()
+    hosts.destination.wait_ready()
+    hosts.source.start()
+    eventually(lambda: "has no journal of it" in hosts.source.log(), "it is told")
+    assert phase_in(ours) == "commit"
+    assert hosts.source_qemu.status == "postmigrate"
+    assert hosts.source.recover(ID).returncode == 5
+
+
+def test_a_damaged_journal_at_the_destination_settles_nothing(hosts: Hosts) -> None:
+    handed_over(hosts)
+    ours, theirs = (
+        hosts.source_journal(SourcePhase.COMMIT),
+        hosts.destination_journal(DestinationPhase.ABORTED),
+    )
+    data = bytearray(theirs.read_bytes())
+    data[-30] ^= 1
+    theirs.write_bytes(data)
+    hosts.destination.start()
+    hosts.destination.wait_ready()
+    hosts.source.start()
+    eventually(lambda: "says unreadable" in hosts.source.log(), "it is told")
+    assert phase_in(ours) == "commit"
+    assert hosts.source_qemu.status == "postmigrate"
+
+
+def test_a_worker_that_lives_keeps_its_migration(hosts: Hosts) -> None:
+    """As after a restart of the daemon, whose worker goes on."""
+    theirs = hosts.destination_journal(DestinationPhase.LOADED)
+    with held(theirs):
+        hosts.destination.start()
+        eventually(lambda: "in the hands of another" in hosts.destination.log(), "it was tried")
+        (told,) = hosts.destination.recovered(ID)
+        assert (told["phase"], told["settled"]) == ("busy", False)
+        assert phase_in(theirs) == "loaded"
+        assert not hosts.destination_qemu.is_gone()
+    until(theirs, "aborted")
+
+
+def test_recover_says_what_it_found_and_will_do_before_it_does_it(hosts: Hosts) -> None:
+    hosts.source_qemu.ask("cont")
+    hosts.source_qemu.migrate_away(pause_before_switchover=True)
+    hosts.source.start()
+    hosts.source.wait_ready()
+    ours = hosts.source_journal(SourcePhase.SWITCHOVER)  # the daemon does not know of it
+
+    done = hosts.source.recover("--dry-run", ID)
+    assert done.returncode == 5
+    assert "found: the journal says switchover; its QEMU says finish-migrate" in done.stdout
+    assert "to do: cancel QEMU's migration and let the guest run here again" in done.stdout
+    assert phase_in(ours) == "switchover"
+    assert hosts.source_qemu.status == "finish-migrate"
+
+    done = hosts.source.recover(ID)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    found = next(i for i, line in enumerate(lines) if "found:" in line)
+    settled = next(i for i, line in enumerate(lines) if "settled: the guest is on" in line)
+    assert found < settled
+    assert hosts.source_qemu.status == "running"
+
+    done = hosts.source.recover("--json", ID)
+    (told,) = json.loads(done.stdout)
+    assert (done.returncode, told["settled"], told["plan"]) == (0, True, "")
+
+
+def test_two_recovers_at_once_settle_once(hosts: Hosts) -> None:
+    hosts.destination.start()
+    hosts.destination.wait_ready()
+    theirs = hosts.destination_journal(DestinationPhase.LOADED)
+    told: list[dict[str, Any]] = []
+    threads = [
+        threading.Thread(target=lambda: told.extend(hosts.destination.recovered(ID)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert phase_in(theirs) == "aborted"
+    assert sorted(each["message"] for each in told) == [
+        "it was over",
+        "it was over",
+        "the guest will never run here",
+    ]
+    assert theirs.read_bytes().count(b'"aborted"') == 1
+
+
+def test_a_guest_with_an_open_journal_is_not_migrated(hosts: Hosts) -> None:
+    """Settled after a new migration, the old journal could let it run twice."""
+    handed_over(hosts)
+    hosts.source_journal(SourcePhase.COMMIT)
+    hosts.source.start()
+    hosts.source.wait_ready()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pageferry.cli.main", "migrate", "--json"),
+            *("--socket", str(hosts.source.folder / "control.sock")),
+            *("--destination-guest", "web", str(hosts.source_qemu.qmp), "127.0.0.1:1"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "not settled yet" in done.stdout
+    assert f"pageferry recover {ID}" in done.stdout
