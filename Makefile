@@ -2,6 +2,7 @@
 # make demo JSON=FILE  the same, and write the result as JSON
 # make demo QEMU=10.0  the same with the QEMU of Debian's backports instead of its own
 # make test            everything that runs on this machine; skips say why
+# make fuzz            the parsers of what peers and files say, MINUTES=5 in all
 # make lint            formatting, lint rules and types
 # make native          rebuild the C extensions in place
 # make kernel-check    every series of kernel-patches/ applies, and was tested as it is
@@ -24,13 +25,26 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo test lint native clean prepared kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo fuzz test lint native clean prepared kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
 
 test: $(READY)
 	$(PYTHON) -m pytest $(TESTS)
+
+MINUTES := 5
+FUZZED := control data first jsonstream journal config
+
+# Findings are left in .cache/fuzz, what is new in its corpus too; a finding ends the run.
+fuzz: $(READY)
+	@for target in $(FUZZED); do \
+		mkdir -p .cache/fuzz/$$target && \
+		$(PYTHON) -W ignore -m tests.fuzz.run $$target -rss_limit_mb=1024 -timeout=10 \
+			-max_total_time=$$(( $(MINUTES) * 60 / $(words $(FUZZED)) )) -print_final_stats=1 \
+			-artifact_prefix=.cache/fuzz/$$target- \
+			.cache/fuzz/$$target tests/fuzz/corpus/$$target || exit 1; \
+	done
 
 lint: $(READY)
 	$(PYTHON) -m ruff format --check agent tests native

@@ -167,12 +167,13 @@ class Daemon:
     def log(self) -> str:
         return (self.folder / "log").read_text(errors="replace")
 
-    def start(self, *, faults: str = "") -> None:
+    def start(self, *, faults: str = "", guests: Mapping[str, Path] | None = None) -> None:
         self.folder.mkdir(exist_ok=True)
+        named = "".join(f'[guests.{name}]\nqmp = "{qmp}"\n' for name, qmp in (guests or {}).items())
         config = self.folder / "pageferryd.toml"
         config.write_text(
             f'[daemon]\ncontrol-socket = "{self.folder}/control.sock"\n'
-            f'state-directory = "{self.state_dir}"\nlisten = "127.0.0.1:{self.port}"\n'
+            f'state-directory = "{self.state_dir}"\nlisten = "127.0.0.1:{self.port}"\n{named}'
         )
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(

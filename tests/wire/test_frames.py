@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -148,3 +149,47 @@ def test_peer_sends_device_data_beyond_the_limit() -> None:
     decoder.feed(announced)
     with pytest.raises(RemoteProtocolError):
         decoder.next_frame()
+
+
+HOSTILE_METAS = {
+    "an array that announces 4 Gi items": b"\x82\xa1t\xa4ping\xa1x\xdd\xff\xff\xff\xff",
+    "a map that announces 4 Gi pairs": b"\xdf\xff\xff\xff\xff",
+    "a text that announces 4 GiB": b"\x82\xa1t\xa4ping\xa1x\xdb\xff\xff\xff\xff",
+    "nested arrays": b"\x82\xa1t\xa4ping\xa1x" + b"\xdd\x00\x00\xff\xff" * 52000,
+    "as many items as fit": b"\x82\xa1t\xa4ping\xa1x\xdd\x00\x03\xff\x00" + b"\xc0" * 0x3FF00,
+    "maps in an array": b"\x82\xa1t\xa4ping\xa1x\xdd\x00\x00\xff\x00" + b"\x80" * 0xFF00,
+    "an extension": b"\x82\xa1t\xa4ping\xa1x\xc9\x00\x03\xff\x00\x01" + bytes(0x3FF00),
+    "as many numbers as fit": b"\x83\xa1t\xa4ping\xa8sequence\x01\xa1x\xdd\x00\x00\xe3\x8e"
+    + b"\xce\x7f\xff\xff\xff" * 0xCCCC,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_METAS)
+def test_peer_cannot_make_the_decoder_grow(name: str) -> None:
+    """What is allocated is in proportion to what was sent, whatever that announces."""
+    meta = HOSTILE_METAS[name]
+    frame = b"\x93\xce" + len(meta).to_bytes(4, "big") + meta + b"\xc6\x00\x00\x00\x00"
+    decoder = FrameDecoder()
+    tracemalloc.start()
+    try:
+        decoder.feed(frame)
+        with contextlib.suppress(RemoteProtocolError):
+            decoder.next_frame()
+        _now, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 16 * len(frame) + (64 << 10), peak_bytes
+
+
+@pytest.mark.parametrize("announced", [2**32 - 1, 2**31, 256 * 1024 + 1])
+def test_peer_announces_without_sending(announced: int) -> None:
+    decoder = FrameDecoder()
+    tracemalloc.start()
+    try:
+        decoder.feed(b"\x93\xce" + announced.to_bytes(4, "big"))
+        with pytest.raises(RemoteProtocolError):
+            decoder.next_frame()
+        _now, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 64 << 10, peak_bytes

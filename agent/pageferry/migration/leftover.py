@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from pageferry.kernel.identity import ProcessIdentity
-from pageferry.migration.journal import Journal, JournalState
+from pageferry.migration.journal import Journal, JournalError, JournalState
 from pageferry.migration.negotiation import query_destination
 from pageferry.migration.owning import (
     DestinationDeeds,
@@ -48,13 +48,35 @@ WAITING_FOR_CONT: Final = ("paused", "prelaunch")
 """RunStates of a loaded guest that `cont` lets run. In any other but ``inmigrate`` it has run."""
 
 
+N = TypeVar("N", str, int, bool)
+
+
+class UnfitNotesError(JournalError):
+    """A journal's notes are not what a worker writes, so that nothing can be done by them."""
+
+
+def _note(state: JournalState, key: str, kind: type[N], default: N) -> N:
+    """The note *key*, or *default* where there is none. Raises UnfitNotesError."""
+    value = state.notes.get(key, default)
+    if type(value) is not kind:
+        raise UnfitNotesError(f"{state.path}: {key} is {str(value)[:40]!r}")
+    return value
+
+
 class JournalledQemu:
-    """The QEMU that a journal is about, which need not be the one that answers at its socket."""
+    """The QEMU that a journal is about, which need not be the one that answers at its socket.
+
+    Raises UnfitNotesError when the journal does not say which that is.
+    """
 
     def __init__(self, state: JournalState) -> None:
-        qemu = state.notes.get("qemu")
-        self._path = str(state.notes.get("qmp", ""))
-        self._identity = ProcessIdentity.from_dict(qemu) if isinstance(qemu, dict) else None
+        self._path = _note(state, "qmp", str, "")
+        self._identity: ProcessIdentity | None = None
+        try:
+            if "qemu" in state.notes:
+                self._identity = ProcessIdentity.from_dict(state.notes["qemu"])
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise UnfitNotesError(f"{state.path}: no QEMU is named by its notes") from error
         self.monitor: Monitor | None = None
         self.status = ""
         self.trouble = ""
@@ -90,7 +112,7 @@ class JournalledQemu:
 
 
 class SourceLeftover:
-    """The source's journal. `look` first, then `settle`."""
+    """The source's journal. `look` first, then `settle`. Raises UnfitNotesError when made."""
 
     def __init__(self, state: JournalState, journal: Journal, encryption: Encryption) -> None:
         self._state = state
@@ -99,7 +121,8 @@ class SourceLeftover:
         self._phase = SourcePhase(state.phase)
         self._ownership = SourceOwnership(RULES.source_resumes_at[self._phase])
         self._qemu = JournalledQemu(state)
-        self._resume = bool(state.notes.get("was-running", True))
+        self._resume = _note(state, "was-running", bool, True)
+        self._host, self._port = _note(state, "host", str, ""), _note(state, "port", int, 0)
         self._trouble = ""
         self.found = f"the journal says {state.phase}"
         self.plan = ""
@@ -144,7 +167,7 @@ class SourceLeftover:
         return await self._recorder.source(RULES.source_records[step], reason=reason, **notes)
 
     async def _ask(self) -> tuple[SourceEvent, str]:
-        host, port = str(self._state.notes["host"]), int(self._state.notes["port"])
+        host, port = self._host, self._port
         try:
             phase = await query_destination(host, port, self._state.migration_id, self._encryption)
         except PageferryError as error:
@@ -215,14 +238,14 @@ class SourceLeftover:
 
 
 class DestinationLeftover:
-    """The destination's journal. `look` first, then `settle`."""
+    """The destination's journal. `look` first, then `settle`. Raises UnfitNotesError when made."""
 
     def __init__(self, state: JournalState, journal: Journal) -> None:
         self._recorder = Recorder(journal)
         phase = DestinationPhase(state.phase)
         self._ownership = DestinationOwnership(RULES.destination_resumes_at[phase])
         self._qemu = JournalledQemu(state)
-        self._runs = bool(state.notes.get("guest-running", True))
+        self._runs = _note(state, "guest-running", bool, True)
         self._trouble = ""
         self.found = f"the journal says {state.phase}"
         self.plan = ""

@@ -22,7 +22,7 @@ from pageferry.migration.journal import (
     journal_path,
     read_journal,
 )
-from pageferry.migration.leftover import DestinationLeftover, SourceLeftover
+from pageferry.migration.leftover import DestinationLeftover, SourceLeftover, UnfitNotesError
 from pageferry.model.phase import is_over, phase_of
 from pageferry.net.encryption import Encryption
 
@@ -31,6 +31,11 @@ NO_JOURNAL: Final = "no-journal"
 
 UNREADABLE: Final = "unreadable"
 """The phase that is reported where the journal is damaged, or cannot be read."""
+
+LEFT_ALONE: Final = (
+    "It is left alone, since a guess could let the guest run twice: find out where the guest runs,"
+    " then move this file away"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +107,15 @@ async def _settle(path: Path, encryption: Encryption, *, only_plan: bool) -> Set
     except JournalBusyError as error:
         return bare("busy", False, f"{error}; ask again later")
     except JournalError as error:
-        return bare(
-            UNREADABLE,
-            False,
-            f"{error}. It is left alone, since a guess could let the guest run twice: find out"
-            " where the guest runs, then move this file away",
-        )
+        return bare(UNREADABLE, False, f"{error}. {LEFT_ALONE}")
     try:
         if state is None:
             return bare("empty", True, "nothing had begun")
         if is_over(state.known_phase):
             return _settlement(state, state.phase, "it was over")
         return await _settle_open(state, journal, encryption, only_plan=only_plan)
+    except UnfitNotesError as error:
+        return bare(UNREADABLE, False, f"{error}. {LEFT_ALONE}")
     finally:
         journal.close()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
+from typing import NoReturn
 
 import msgpack
 
@@ -43,9 +44,13 @@ def unpack_map(meta: bytes | memoryview) -> dict[str, object]:
         use_list=True,
         strict_map_key=True,
         max_buffer_size=MAX_META_BYTES,
+        read_size=max(len(meta), 1),  # else it allocates the whole limit for each small message
         max_array_len=0,
         max_map_len=0,
         max_ext_len=0,
+        # Empty ones pass the limits, and 64 bytes for each byte that was sent is no proportion.
+        object_hook=_refuse_nested,
+        list_hook=_refuse_nested,
     )
     try:
         unpacker.feed(meta)
@@ -54,6 +59,10 @@ def unpack_map(meta: bytes | memoryview) -> dict[str, object]:
         raise
     except (msgpack.UnpackException, ValueError, OverflowError) as error:
         raise PackingError(str(error) or type(error).__name__) from error
+
+
+def _refuse_nested(_value: object) -> NoReturn:
+    raise PackingError("a map or an array within a value")
 
 
 def _read_map(unpacker: msgpack.Unpacker, meta: bytes) -> dict[str, object]:
