@@ -17,6 +17,7 @@ from pageferry.kernel.pageset import Runs
 from pageferry.migration.journal import JournalError, _state
 from pageferry.migration.leftover import DestinationLeftover, SourceLeftover, UnfitNotesError
 from pageferry.model.errors import LocalProtocolError, RemoteProtocolError
+from pageferry.net.encryption import Encryption
 from pageferry.wire import messages as m
 from pageferry.wire.frames import (
     PAYLOAD_HEAD_BYTES,
@@ -189,7 +190,7 @@ def fuzz_journal(data: bytes) -> None:
     try:
         # What recovery takes out of the notes, before it does anything.
         if role == "source":
-            SourceLeftover(state, None)  # type: ignore[arg-type]
+            SourceLeftover(state, None, Encryption())  # type: ignore[arg-type]
         else:
             DestinationLeftover(state, None)  # type: ignore[arg-type]
     except UnfitNotesError:

@@ -159,6 +159,7 @@ class Daemon:
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _logged_before: int = 0
 
     @property
     def state_dir(self) -> Path:
@@ -176,6 +177,7 @@ class Daemon:
             f'state-directory = "{self.state_dir}"\nlisten = "127.0.0.1:{self.port}"\n{named}'
         )
         with (self.folder / "log").open("ab") as log:
+            self._logged_before = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pageferry.daemon.main", "--config", str(config)],
                 stderr=log,
@@ -183,7 +185,11 @@ class Daemon:
             )
 
     def wait_ready(self) -> None:
-        eventually((self.folder / "control.sock").is_socket, "the daemon is up")
+        """It listens, and has looked what is left over."""
+        log = self.folder / "log"
+        eventually(
+            lambda: b"listening on" in log.read_bytes()[self._logged_before :], "the daemon is up"
+        )
 
     def end(self) -> None:
         if self.process is not None:
