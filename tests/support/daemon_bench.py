@@ -31,6 +31,8 @@ class FakeHooks:
     settled: list[str] = field(default_factory=list)
     planned: list[str] = field(default_factory=list)
     answer: list[dict[str, Any]] = field(default_factory=list)
+    estimated: list[dict[str, Any]] = field(default_factory=list)
+    converges: bool = True
     looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
     async def settle(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
@@ -62,8 +64,33 @@ class FakeHooks:
             {"name": "cachestat", "degree": "supported", "reason": ""},
         ]
 
+    async def estimate(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.estimated.append(request)
+        return {
+            "transfer-bytes": 1 << 30,
+            "page-in-bytes": 640 << 20,
+            "total-time": 6000,
+            "rounds": 3,
+            "dirty-bytes-per-second": 64 << 20,
+            "expected-downtime": 31,
+            "converges": self.converges,
+            "residency": {"resident-bytes": 1, "swapped-bytes": 2, "hole-bytes": 3},
+            "sample-time": request["sample-time"],
+            "bandwidth": request["bandwidth"] or 1 << 30,
+            "bandwidth-assumed": not request["bandwidth"],
+            "swap-bandwidth": 1 << 27,
+            "swap-bandwidth-assumed": True,
+        }
+
     def hooks(self) -> Hooks:
-        return Hooks(self.settle, self.journalled_phase, self.residency, self.probe, self.plan)
+        return Hooks(
+            settle=self.settle,
+            journalled_phase=self.journalled_phase,
+            residency=self.residency,
+            probe=self.probe,
+            plan=self.plan,
+            estimate=self.estimate,
+        )
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from pageferry.cli.exit_codes import MEANINGS, ExitCode
+from pageferry.cli.main import VERBS
 from tests.support.daemon_bench import DaemonBench, eventually, running_daemon
 
 TARGET = "127.0.0.1:49499"
@@ -283,7 +284,7 @@ async def test_no_at_the_question_goes_on(tmp_path: Path) -> None:
 
 def test_exit_statuses_are_all_in_the_help() -> None:
     command = [sys.executable, "-m", "pageferry.cli.main"]
-    for verb in ([], ["migrate"], ["cancel"], ["status"], ["guests"], ["recover"], ["doctor"]):
+    for verb in ([], *([name] for name in VERBS)):
         done = subprocess.run(
             [*command, *verb, "--help"], capture_output=True, text=True, check=True
         )

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pageferry.cli.display import PHASES, PhaseProgress, render
+from pageferry.cli.display import PHASES, PhaseProgress, SwapRates, render
 from pageferry.cli.doctor_cmd import is_fit
 from pageferry.cli.exit_codes import ExitCode, of_migration
 from pageferry.cli.output import duration, size
@@ -115,3 +115,22 @@ def test_doctor_needs_one_residency_way_and_all_the_rest() -> None:
     assert is_fit([probe("tracking", "supported"), probe("mincore", "supported")])
     assert not is_fit([probe("tracking", "supported"), probe("mincore", "absent")])
     assert not is_fit([probe("tracking", "denied"), probe("mincore", "supported")])
+
+
+def test_swap_traffic_is_a_rate_over_a_second_and_never_negative() -> None:
+    swap = SwapRates()
+    for time_ms, paged_in, expected in (
+        (0, 0, 0.0),
+        (500, 5 << 20, 0.0),
+        (1000, 10 << 20, 10 << 20),
+        (1500, 100 << 20, 10 << 20),
+        (3000, 30 << 20, 10 << 20),
+        (4000, 20 << 20, 0.0),
+    ):
+        more: dict[str, Any] = {
+            "total-time": time_ms,
+            "residency": {"paged-in-bytes": paged_in, "paged-out-bytes": paged_in // 2},
+        }
+        swap.update(info("cold", **more))
+        assert swap.in_bytes_per_s == expected
+        assert swap.out_bytes_per_s == expected / 2

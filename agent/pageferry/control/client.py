@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import trio
 
-from pageferry.control import jsonstream
+from pageferry.control import calls, jsonstream
+from pageferry.control.calls import Call
 from pageferry.control.errors import GENERIC_ERROR, CommandError
-from pageferry.control.info import Event, GuestInfo, MigrationInfo
+from pageferry.control.info import Event, MigrationInfo
 from pageferry.model.errors import PageferryError
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,24 @@ class DaemonUnreachableError(PageferryError):
     """The control socket cannot be reached, or ended. Migrations go on without their watchers."""
 
     kind = "unreachable"
+
+
+WAIT_POLL_S: Final = 5.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _method(
+    make: Callable[P, Call[T]],
+) -> Callable[Concatenate[ControlClient, P], Coroutine[Any, Any, T]]:
+    """A method that runs the call that *make* makes, with its arguments and its docstring."""
+
+    @wraps(make)
+    async def method(client: ControlClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await client.ask(make(*args, **kwargs))
+
+    return method
 
 
 class ControlClient:
@@ -90,44 +110,36 @@ class ControlClient:
             send.close()
             receive.close()
 
-    async def migrate(
-        self,
-        guest: str,
-        uri: str,
-        *,
-        destination_guest: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Start a migration; returns its ID at once."""
-        answer = await self.execute(
-            "migrate",
-            {
-                "guest": guest,
-                "uri": uri,
-                "destination-guest": destination_guest,
-                "parameters": dict(parameters) if parameters else None,
-            },
-        )
-        return str(answer["migration-id"])
+    async def wait(self, migration_id: str) -> MigrationInfo:
+        """Wait until a migration is over; returns its last state."""
+        with self.events() as events:
+            while True:
+                info = await self.query_migrate(migration_id=migration_id)
+                if info.is_final:
+                    return info
+                # An event says when to look again; the time limit is for one that was missed.
+                with trio.move_on_after(WAIT_POLL_S):
+                    async for event in events:
+                        if event.name == "MIGRATION":
+                            break
 
-    async def cancel(self, *, guest: str | None = None, migration_id: str | None = None) -> None:
-        """Ask for a migration to be cancelled; its status tells when it has been."""
-        await self.execute("migrate-cancel", {"guest": guest, "migration-id": migration_id})
+    async def ask(self, call: Call[T]) -> T:
+        """Run a call of `calls`."""
+        return call.parse(await self.execute(call.command, call.arguments))
 
-    async def query_migrate(
-        self, *, guest: str | None = None, migration_id: str | None = None
-    ) -> MigrationInfo:
-        """One migration: by its ID, the last one of a guest, or the last one of all."""
-        answer = await self.execute("query-migrate", {"guest": guest, "migration-id": migration_id})
-        return MigrationInfo.from_dict(answer)
-
-    async def query_migrations(self) -> list[MigrationInfo]:
-        """All migrations that the daemon remembers, oldest first."""
-        return [MigrationInfo.from_dict(raw) for raw in await self.execute("query-migrations")]
-
-    async def query_guests(self) -> list[GuestInfo]:
-        """All guests that the daemon knows."""
-        return [GuestInfo.from_dict(raw) for raw in await self.execute("query-guests")]
+    status = _method(calls.status)
+    migrate = _method(calls.migrate)
+    cancel = _method(calls.cancel)
+    query_migrate = _method(calls.query_migrate)
+    query_migrations = _method(calls.query_migrations)
+    query_guests = _method(calls.query_guests)
+    history = _method(calls.history)
+    set_parameters = _method(calls.set_parameters)
+    parameters = _method(calls.parameters)
+    residency = _method(calls.residency)
+    estimate = _method(calls.estimate)
+    doctor = _method(calls.doctor)
+    recover = _method(calls.recover)
 
     async def _send(self, request: dict[str, Any]) -> None:
         try:

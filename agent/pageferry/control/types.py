@@ -279,3 +279,22 @@ PROBE: Final = Struct(
         Member("reason", STR, "why, and what would change it"),
     ),
 )
+
+ESTIMATE: Final = Struct(
+    "MigrationEstimate",
+    (
+        Member("transfer-bytes", SIZE, "to send, all rounds; zero pages counted as data"),
+        Member("page-in-bytes", SIZE, "to read from swap, and to give back on either host"),
+        Member("total-time", INT, "milliseconds"),
+        Member("rounds", INT, ""),
+        Member("dirty-bytes-per-second", SIZE, "different pages written in a second"),
+        Member("expected-downtime", INT, "milliseconds"),
+        Member("converges", BOOL, "whether the downtime comes within downtime-limit"),
+        Member("residency", Struct("ResidencyBytes", RESIDENCY_BYTES), ""),
+        Member("sample-time", NUMBER, "seconds that writes were counted for"),
+        Member("bandwidth", SIZE, "bytes per second that were reckoned with"),
+        Member("bandwidth-assumed", BOOL, "not given, so assumed"),
+        Member("swap-bandwidth", SIZE, "the same for swap"),
+        Member("swap-bandwidth-assumed", BOOL, ""),
+    ),
+)

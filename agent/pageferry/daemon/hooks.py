@@ -15,6 +15,7 @@ from typing import Any
 
 import trio
 
+from pageferry.daemon.estimating import run_estimation
 from pageferry.net.encryption import Encryption
 
 _DEFAULT_ENCRYPTION = Encryption()
@@ -71,6 +72,7 @@ class Hooks:
     residency: Callable[[Path, int | None], Awaitable[dict[str, Any]]] = _residency
     probe: Callable[[], Awaitable[list[dict[str, Any]]]] = _probe
     plan: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _plan
+    estimate: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] = run_estimation
 
 
 def hooks_for(encryption: Encryption) -> Hooks:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -85,6 +86,7 @@ class Supervisor:
         )
         self._nursery: trio.Nursery | None = None
         self._stopping = False
+        self._reserved: dict[str, str] = {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch over workers until cancelled. Cancelling abandons them: call `shutdown` first."""
@@ -284,9 +286,32 @@ class Supervisor:
         """Whether no more migrations are taken."""
         return self._stopping
 
-    def is_busy(self, guest: Guest) -> bool:
-        """Whether a migration of *guest* runs."""
-        return any(other.guest.key == guest.key for other in self.migrations.running())
+    @contextmanager
+    def reserved(self, guest: Guest, why: str) -> Iterator[None]:
+        """Keep migrations, and others who want it, off *guest*: its QMP socket takes one client.
+
+        Raises RefusedError when it is in use.
+        """
+        self._check_free(guest)
+        self._reserved[guest.key] = why
+        try:
+            yield
+        finally:
+            del self._reserved[guest.key]
+
+    def _check_free(self, guest: Guest) -> None:
+        for other in self.migrations.running():
+            if other.guest.key == guest.key:
+                raise RefusedError(
+                    f"guest {guest.label} is in a migration already:"
+                    f" {other.migration_id}, {other.status}, as its {other.role}",
+                    advice="wait for it, or cancel it with `pageferry cancel`",
+                )
+        if guest.key in self._reserved:
+            raise RefusedError(
+                f"guest {guest.label} is in use: {self._reserved[guest.key]}",
+                advice="try again in a moment",
+            )
 
     def find(self, migration_id: str) -> Migration:
         """The migration of this ID. Raises CommandError."""
@@ -303,13 +328,7 @@ class Supervisor:
     def _register(self, migration: Migration) -> Migration:
         if self._stopping:
             raise RefusedError("the daemon is stopping", advice="try again when it runs again")
-        for other in self.migrations.running():
-            if other.guest.key == migration.guest.key:
-                raise RefusedError(
-                    f"guest {migration.guest.label} is in a migration already:"
-                    f" {other.migration_id}, {other.status}, as its {other.role}",
-                    advice="wait for it, or cancel it with `pageferry cancel`",
-                )
+        self._check_free(migration.guest)
         left_over = self.leftovers.of_guest(migration.guest.key)
         if left_over is not None:
             raise RefusedError(
