@@ -52,6 +52,28 @@ def test_residency_is_what_the_kernel_says(pair: Pair, tmp_path: Path) -> None:
     assert len({pixel for row in unpack_png(picture.read_bytes()) for pixel in row}) > 3
 
 
+def test_doctor_finds_this_host_fit_and_the_guest_where_it_is(pair: Pair) -> None:
+    guest, source, destination = pair
+    done = source.run_cli("doctor", "--to", destination.address, "--json")
+    checks = json.loads(done.stdout)
+    blocked = [check for check in checks if check["verdict"] == "blocked"]
+    assert not blocked, blocked
+    assert done.returncode == 0
+    of_guest = {check["name"]: check for check in checks if check["section"] == "guest"}
+    assert of_guest["configuration"]["found"] == "can be carried, as a source"
+    assert guest.source.cgroup is not None
+    assert "limit " in of_guest["memory cgroup"]["found"]
+    swapped = guest.source.residency().swapped_bytes // MIB
+    told = int(of_guest["ram"]["found"].split(" resident, ")[1].split()[0])
+    assert abs(told - swapped) < 8
+    assert {check["section"] for check in checks} == {
+        *("kernel", "host", "tls", "guest", "destination"),
+    }
+    done = destination.run_cli("doctor", GUEST_NAME, "--json")
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert found["configuration"]["found"] == "can be carried, as a destination"
+
+
 def test_estimate_reads_nothing_in_and_leaves_no_trace(pair: Pair) -> None:
     guest, source, _ = pair
     before, traffic = guest.source.residency(), swap_traffic()

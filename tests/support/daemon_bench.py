@@ -19,6 +19,7 @@ from pageferry.daemon.config import Config
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.main import run_daemon
 from pageferry.daemon.supervisor import Supervisor
+from pageferry.model.verdict import Check, Verdict
 from pageferry.net.address import Address
 
 WORKER = str(Path(__file__).with_name("fake_worker.py"))
@@ -33,6 +34,7 @@ class FakeHooks:
     answer: list[dict[str, Any]] = field(default_factory=list)
     estimated: list[dict[str, Any]] = field(default_factory=list)
     converges: bool = True
+    verdict: Verdict = Verdict.OK
     looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
     async def settle(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
@@ -57,12 +59,14 @@ class FakeHooks:
             block |= {"cell-bytes": 4096, "resident-map": [0, 1, 0], "swapped-map": [1, 0, 1]}
         return {"way": "cachestat", "total": counts, "blocks": [block]}
 
-    async def probe(self) -> list[dict[str, Any]]:
+    async def check_host(self) -> list[Check]:
         return [
-            {"name": "userfaultfd", "degree": "supported", "reason": ""},
-            {"name": "pagemap", "degree": "absent", "reason": "kernel not patched"},
-            {"name": "cachestat", "degree": "supported", "reason": ""},
+            Check("kernel", "pagemap-scan", self.verdict, "PAGEMAP_SCAN", "boot another kernel"),
+            Check("host", "swap", Verdict.DEGRADED, "no swap is on", "switch swap on"),
         ]
+
+    async def check_guest(self, name: str, qmp: Path) -> list[Check]:
+        return [Check("guest", "ram", Verdict.OK, f"12 MiB at {qmp}", "", name)]
 
     async def estimate(self, request: dict[str, Any]) -> dict[str, Any]:
         self.estimated.append(request)
@@ -87,7 +91,8 @@ class FakeHooks:
             settle=self.settle,
             journalled_phase=self.journalled_phase,
             residency=self.residency,
-            probe=self.probe,
+            check_host=self.check_host,
+            check_guest=self.check_guest,
             plan=self.plan,
             estimate=self.estimate,
         )

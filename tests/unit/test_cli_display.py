@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pageferry.cli.display import PHASES, PhaseProgress, SwapRates, render
-from pageferry.cli.doctor_cmd import is_fit
+from pageferry.cli.doctor_cmd import worst
 from pageferry.cli.exit_codes import ExitCode, of_migration
 from pageferry.cli.output import duration, size
-from pageferry.control.info import MigrationInfo
+from pageferry.control.info import Check, MigrationInfo
 
 
 def info(
@@ -108,13 +108,14 @@ def test_exit_status_follows_the_error_first() -> None:
     assert code("failed", "qemu") is ExitCode.FAILED
 
 
-def test_doctor_needs_one_residency_way_and_all_the_rest() -> None:
-    def probe(name: str, degree: str) -> dict[str, str]:
-        return {"name": name, "degree": degree}
+def test_doctor_is_as_good_as_its_worst_check() -> None:
+    def checks(*verdicts: str) -> list[Check]:
+        return [Check.from_dict({"verdict": verdict}) for verdict in verdicts]
 
-    assert is_fit([probe("tracking", "supported"), probe("mincore", "supported")])
-    assert not is_fit([probe("tracking", "supported"), probe("mincore", "absent")])
-    assert not is_fit([probe("tracking", "denied"), probe("mincore", "supported")])
+    assert worst(checks()) == "ok"
+    assert worst(checks("ok", "unknown")) == "ok"
+    assert worst(checks("ok", "degraded", "unknown")) == "degraded"
+    assert worst(checks("degraded", "blocked", "ok")) == "blocked"
 
 
 def test_swap_traffic_is_a_rate_over_a_second_and_never_negative() -> None:

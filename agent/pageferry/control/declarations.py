@@ -116,7 +116,13 @@ MIGRATE_ESTIMATE: Final = Declaration(
     features=("unstable",),
 )
 QUERY_DOCTOR: Final = Declaration(
-    "query-doctor", "What this host offers to migrations.", returns=Array(types.PROBE)
+    "query-doctor",
+    "Try everything that a migration needs, and say what is missing and what to do.",
+    (
+        Member("guest", STR, "only this guest, beside the host", optional=True),
+        Member("uri", STR, "also look at this destination", optional=True),
+    ),
+    Array(types.CHECK),
 )
 
 _IDENTITY: Final = (

@@ -22,6 +22,7 @@ from pageferry.control.schema import (
     Type,
 )
 from pageferry.model.parameters import RESIDENCY_WAYS
+from pageferry.model.verdict import Verdict
 
 
 def _optional(name: str, kind: Type, doc: str) -> Member:
@@ -271,12 +272,15 @@ HISTORY_ENTRY: Final = Struct(
     ),
 )
 
-PROBE: Final = Struct(
-    "ProbeInfo",
+CHECK: Final = Struct(
+    "DoctorCheck",
     (
+        Member("section", STR, "kernel, host, tls, guest, destination"),
         Member("name", STR, ""),
-        Member("degree", Enum("ProbeDegree", ("supported", "absent", "denied")), ""),
-        Member("reason", STR, "why, and what would change it"),
+        Member("verdict", Enum("DoctorVerdict", tuple(Verdict)), ""),
+        Member("found", STR, "what was found"),
+        Member("fix", STR, "what would make it better; empty where nothing is to be done"),
+        _optional("guest", STR, "which one it is about"),
     ),
 )
 

@@ -10,6 +10,7 @@ from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
 from pageferry.control.registry import Peer, Registry
 from pageferry.control.server import Access
 from pageferry.daemon.config import Config
+from pageferry.daemon.doctor import examine
 from pageferry.daemon.guests import Guest
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
@@ -185,8 +186,14 @@ class Commands:
                 }
             )
 
-    async def _doctor(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
-        return await self._hooks.probe()
+    async def _doctor(self, arguments: Arguments, _peer: Peer) -> list[Arguments]:
+        guest = destination = None
+        if "guest" in arguments:
+            guest = self._supervisor.guests.by_reference(arguments["guest"])
+        if "uri" in arguments:
+            destination = parse_uri(arguments["uri"])
+        checks = await examine(self._config, self._supervisor, self._hooks, guest, destination)
+        return [check.as_dict() for check in checks]
 
     def _chosen(self, arguments: Arguments) -> Migration | None:
         """The migration that the arguments name; None where a guest has none, or none is named."""
