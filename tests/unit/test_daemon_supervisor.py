@@ -13,7 +13,8 @@ import trio
 from pageferry.control.client import ControlClient, open_client
 from pageferry.control.errors import CommandError
 from pageferry.control.info import MigrationInfo
-from pageferry.daemon.settling import WORKER_VARIABLE, living_worker
+from pageferry.daemon.settling import living_worker
+from pageferry.daemon.worker_process import WORKER_VARIABLE
 from pageferry.migration.journal import Journal
 from pageferry.model.phase import SourcePhase
 from tests.support.daemon_bench import DaemonBench, eventually, running_daemon

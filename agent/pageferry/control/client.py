@@ -1,4 +1,10 @@
-"""A small client of the control socket.
+"""A client of the control socket for trio; `sync_client` is the same without trio.
+
+    async with open_client() as client:
+        migration_id = await client.migrate("web1", "host-b", parameters={"downtime-limit": 100})
+        print((await client.wait(migration_id)).status)
+
+`calls` has each command's arguments and what it answers, `info` the types of answers.
 
 One connection, any number of tasks: replies find their caller by ``id``. Cancelling a call does not
 take the command back, since the daemon has read it already; what it did shows in query-migrate.
@@ -20,7 +26,7 @@ import trio
 from pageferry.control import calls, jsonstream
 from pageferry.control.calls import Call
 from pageferry.control.errors import GENERIC_ERROR, CommandError
-from pageferry.control.info import Event, MigrationInfo
+from pageferry.control.info import Event, MigrationInfo, event_of
 from pageferry.model.errors import PageferryError
 
 log = logging.getLogger(__name__)
@@ -76,11 +82,9 @@ class ControlClient:
         call_id, call = self._last_id, _Call()
         request: dict[str, Any] = {"execute": command, "id": call_id}
         if arguments:
-            request["arguments"] = {
-                key: value for key, value in arguments.items() if value is not None
-            }
+            request["arguments"] = without_none(arguments)
         if self._lost:
-            raise self._gone()
+            raise gone(self._path)
         self._calls[call_id] = call
         try:
             await self._send(request)
@@ -88,7 +92,7 @@ class ControlClient:
         finally:
             del self._calls[call_id]
         if call.reply is None:
-            raise self._gone()
+            raise gone(self._path)
         if "error" in call.reply:
             error = call.reply["error"]
             raise CommandError(
@@ -148,7 +152,7 @@ class ControlClient:
                 with trio.CancelScope(shield=True):
                     await self._stream.send_all(jsonstream.encode(request))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise self._gone() from error
+            raise gone(self._path) from error
 
     async def _negotiate(self) -> None:
         try:
@@ -166,7 +170,7 @@ class ControlClient:
         while data := await self._stream.receive_some():
             for text in self._splitter.feed(bytes(data)):
                 return jsonstream.parse_object(text)
-        raise self._gone()
+        raise gone(self._path)
 
     async def _read(self) -> None:
         try:
@@ -182,9 +186,7 @@ class ControlClient:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
-            stamp = message.get("timestamp", {})
-            timestamp_us = stamp.get("seconds", 0) * 1_000_000 + stamp.get("microseconds", 0)
-            event = Event(message["event"], message.get("data", {}), timestamp_us)
+            event = event_of(message)
             for subscriber in self._subscribers:
                 subscriber.send_nowait(event)
         elif (call := self._calls.get(message.get("id", -1))) is not None:
@@ -197,13 +199,6 @@ class ControlClient:
             call.answered.set()
         for subscriber in self._subscribers:
             subscriber.close()
-
-    def _gone(self) -> DaemonUnreachableError:
-        return DaemonUnreachableError(
-            f"pageferryd closed the connection on {self._path}",
-            guest_state="not known from here",
-            advice="see the daemon's log, and when it is back: pageferry status, pageferry recover",
-        )
 
 
 class _Call:
@@ -223,15 +218,15 @@ async def open_client(
         try:
             stream = await trio.open_unix_socket(os.fspath(path))
         except OSError as error:
-            raise _unreachable(path, error) from error
+            raise unreachable(path, error) from error
     if scope.cancelled_caught:
-        raise _silent(path)
+        raise silent(path)
     async with stream:
         client = ControlClient(stream, path)
         with trio.move_on_after(timeout_s) as scope:
             await client._negotiate()
         if scope.cancelled_caught:
-            raise _silent(path)
+            raise silent(path)
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client._read)
@@ -244,13 +239,29 @@ async def open_client(
             raise failure
 
 
-def _silent(path: Path) -> DaemonUnreachableError:
+def gone(path: Path) -> DaemonUnreachableError:
+    """The error for a daemon that went away."""
+    return DaemonUnreachableError(
+        f"pageferryd closed the connection on {path}",
+        guest_state="not known from here",
+        advice="see the daemon's log, and when it is back: pageferry status, pageferry recover",
+    )
+
+
+def without_none(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that were given."""
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def silent(path: Path) -> DaemonUnreachableError:
+    """The error for a daemon that does not answer."""
     return DaemonUnreachableError(
         f"what listens on {path} does not answer", advice="see whether pageferryd hangs: its log"
     )
 
 
-def _unreachable(path: Path, error: OSError) -> DaemonUnreachableError:
+def unreachable(path: Path, error: OSError) -> DaemonUnreachableError:
+    """The error for a daemon that cannot be connected to."""
     advice = "start it (systemctl start pageferryd), or give its socket with --socket"
     if isinstance(error, PermissionError):
         advice = "run this as root, or as a user who may use the control socket"

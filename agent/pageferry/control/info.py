@@ -123,6 +123,13 @@ class Event:
     timestamp_us: int
 
 
+def event_of(message: Mapping[str, Any]) -> Event:
+    """From a message of the daemon's that is an event."""
+    stamp = _map(message, "timestamp")
+    timestamp_us = stamp.get("seconds", 0) * 1_000_000 + stamp.get("microseconds", 0)
+    return Event(message["event"], _map(message, "data"), timestamp_us)
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonStatus:
     """The daemon, from query-status. ``access`` is ``full`` or ``read-only``: this client's."""

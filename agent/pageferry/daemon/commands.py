@@ -192,7 +192,9 @@ class Commands:
             guest = self._supervisor.guests.by_reference(arguments["guest"])
         if "uri" in arguments:
             destination = parse_uri(arguments["uri"])
-        checks = await examine(self._config, self._supervisor, self._hooks, guest, destination)
+        checks = await examine(
+            self._supervisor.config, self._supervisor, self._hooks, guest, destination
+        )
         return [check.as_dict() for check in checks]
 
     def _chosen(self, arguments: Arguments) -> Migration | None:
