@@ -28,6 +28,8 @@ from pageferry.daemon.commands import Commands
 from pageferry.daemon.config import DEFAULT_PATH, Config, load_config
 from pageferry.daemon.hooks import Hooks, hooks_for
 from pageferry.daemon.listener import Listener, open_listeners
+from pageferry.daemon.metrics import Metrics
+from pageferry.daemon.metrics_server import MetricsServer, open_metrics_listeners, remove
 from pageferry.daemon.reloading import Reloader
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.daemon.systemd import ServiceManager
@@ -140,6 +142,7 @@ def state_directory(path: Path) -> Iterator[None]:
 class _Sockets:
     control: socket.socket
     listeners: list[trio.SocketListener]
+    metrics: list[trio.SocketListener]
     owned_path: Path | None
     """The control socket's, where it is ours to remove at the end and not systemd's."""
 
@@ -162,12 +165,15 @@ async def _open_sockets(config: Config, manager: ServiceManager) -> _Sockets:
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in agents]
         else:
             listeners = await open_listeners(config.listen)
+        metrics = []
+        if config.metrics_listen is not None:
+            metrics = await open_metrics_listeners(config.metrics_listen)
     except BaseException:
         control.close()
         if owned_path is not None:
             owned_path.unlink(missing_ok=True)
         raise
-    return _Sockets(control, listeners, owned_path)
+    return _Sockets(control, listeners, metrics, owned_path)
 
 
 async def run_daemon(
@@ -192,6 +198,9 @@ async def run_daemon(
     supervisor = Supervisor(
         config, server.emit, hooks=hooks, worker_command=worker_command, manager=manager
     )
+    metrics = Metrics(supervisor.migrations, lambda: server.clients)
+    server.observe = lambda name, succeeded: metrics.command(name, succeeded=succeeded)
+    supervisor.workers.on_end = metrics.ended
     Commands(config, supervisor, hooks, server.may_change).register(registry)
     sockets = await _open_sockets(config, manager)
     signal_numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -203,6 +212,8 @@ async def run_daemon(
                 listener = Listener(config, supervisor, hooks)
                 nursery.start_soon(listener.serve, sockets.listeners)
                 nursery.start_soon(server.serve, sockets.control)
+                if sockets.metrics:
+                    nursery.start_soon(MetricsServer(metrics.registry).serve, sockets.metrics)
                 nursery.start_soon(manager.feed_watchdog)
                 log.info("listening on %s, control %s", config.listen, config.control_socket)
                 manager.ready(f"listening on {config.listen}")
@@ -214,6 +225,7 @@ async def run_daemon(
     finally:
         if sockets.owned_path is not None:
             sockets.owned_path.unlink(missing_ok=True)
+        remove(config.metrics_listen)
 
 
 async def _obey(

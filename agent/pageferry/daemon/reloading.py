@@ -25,6 +25,7 @@ NEEDS_RESTART: Final = {
     "plaintext": "plaintext",
     "tls_directory": "directory in [tls]",
     "tls_loopback": "loopback in [tls]",
+    "metrics_listen": "listen in [metrics]",
 }
 """Settings that the running daemon's sockets, files and connections rest on, by their keys."""
 

@@ -61,6 +61,8 @@ class Workers:
         self._command = command
         self._state_dir = state_dir
         self._ended = ended
+        self.on_end: Callable[[Migration, float], None] = lambda _migration, _duration_s: None
+        """Called with each migration that is over, and its duration in seconds."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -210,7 +212,9 @@ class Workers:
 
     def _end(self, migration: Migration, info: dict[str, Any], error: Packet | None) -> None:
         migration.finish(info, error)
-        self._history.add(record_of(migration.info, migration.started_s, time.time()))
+        ended_s = time.time()
+        self._history.add(record_of(migration.info, migration.started_s, ended_s))
+        self.on_end(migration, max(0.0, ended_s - migration.started_s))
         if error is None:
             log.info("%s: %s", migration.migration_id, migration.status)
         else:
