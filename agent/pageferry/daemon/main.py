@@ -48,7 +48,7 @@ AGENT_SOCKET_NAME = "agent"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon. Returns its exit status: 0 after a signal, 1 when it cannot start."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     set_up_logging("pageferryd", verbose=arguments.verbose)
     manager = ServiceManager.from_environment(os.environ)
 
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line, from which help and manual are made."""
     parser = argparse.ArgumentParser(
         prog="pageferryd", description="Carries running QEMU guests to and from other hosts."
     )
