@@ -4,6 +4,7 @@
 # make test            everything that runs on this machine; skips say why
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
 # make lint            formatting, lint rules and types
+# make reference       write docs/reference.md and the manual pages anew, from the code
 # make native          rebuild the C extensions in place
 # make kernel-check    every series of kernel-patches/ applies, and was tested as it is
 # make kernel-test     build and boot kernels with and without the series (hours on a busy machine)
@@ -25,7 +26,7 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo fuzz test lint native clean prepared kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo fuzz test lint reference native clean prepared kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
@@ -50,6 +51,9 @@ lint: $(READY)
 	$(PYTHON) -m ruff format --check agent tests native
 	$(PYTHON) -m ruff check agent tests native
 	$(PYTHON) -m mypy
+
+reference: $(READY)
+	$(PYTHON) -m pageferry.reference .
 
 KERNELS := $(PYTHON) -m pageferry.testing.lab.kernels
 KERNEL_OPTIONS = $(addprefix --series ,$(SERIES)) $(if $(RECORD),--record)

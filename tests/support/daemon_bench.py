@@ -19,6 +19,7 @@ from pageferry.daemon.config import Config
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.main import run_daemon
 from pageferry.daemon.supervisor import Supervisor
+from pageferry.model.verdict import Check, Verdict
 from pageferry.net.address import Address
 
 WORKER = str(Path(__file__).with_name("fake_worker.py"))
@@ -31,6 +32,9 @@ class FakeHooks:
     settled: list[str] = field(default_factory=list)
     planned: list[str] = field(default_factory=list)
     answer: list[dict[str, Any]] = field(default_factory=list)
+    estimated: list[dict[str, Any]] = field(default_factory=list)
+    converges: bool = True
+    verdict: Verdict = Verdict.OK
     looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
     async def settle(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
@@ -55,15 +59,43 @@ class FakeHooks:
             block |= {"cell-bytes": 4096, "resident-map": [0, 1, 0], "swapped-map": [1, 0, 1]}
         return {"way": "cachestat", "total": counts, "blocks": [block]}
 
-    async def probe(self) -> list[dict[str, Any]]:
+    async def check_host(self) -> list[Check]:
         return [
-            {"name": "userfaultfd", "degree": "supported", "reason": ""},
-            {"name": "pagemap", "degree": "absent", "reason": "kernel not patched"},
-            {"name": "cachestat", "degree": "supported", "reason": ""},
+            Check("kernel", "pagemap-scan", self.verdict, "PAGEMAP_SCAN", "boot another kernel"),
+            Check("host", "swap", Verdict.DEGRADED, "no swap is on", "switch swap on"),
         ]
 
+    async def check_guest(self, name: str, qmp: Path) -> list[Check]:
+        return [Check("guest", "ram", Verdict.OK, f"12 MiB at {qmp}", "", name)]
+
+    async def estimate(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.estimated.append(request)
+        return {
+            "transfer-bytes": 1 << 30,
+            "page-in-bytes": 640 << 20,
+            "total-time": 6000,
+            "rounds": 3,
+            "dirty-bytes-per-second": 64 << 20,
+            "expected-downtime": 31,
+            "converges": self.converges,
+            "residency": {"resident-bytes": 1, "swapped-bytes": 2, "hole-bytes": 3},
+            "sample-time": request["sample-time"],
+            "bandwidth": request["bandwidth"] or 1 << 30,
+            "bandwidth-assumed": not request["bandwidth"],
+            "swap-bandwidth": 1 << 27,
+            "swap-bandwidth-assumed": True,
+        }
+
     def hooks(self) -> Hooks:
-        return Hooks(self.settle, self.journalled_phase, self.residency, self.probe, self.plan)
+        return Hooks(
+            settle=self.settle,
+            journalled_phase=self.journalled_phase,
+            residency=self.residency,
+            check_host=self.check_host,
+            check_guest=self.check_guest,
+            plan=self.plan,
+            estimate=self.estimate,
+        )
 
 
 @dataclass(slots=True)

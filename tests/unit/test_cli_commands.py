@@ -17,6 +17,8 @@ import pytest
 import trio
 
 from pageferry.cli.exit_codes import MEANINGS, ExitCode
+from pageferry.cli.main import VERBS
+from pageferry.model.verdict import Verdict
 from tests.support.daemon_bench import DaemonBench, eventually, running_daemon
 
 TARGET = "127.0.0.1:49499"
@@ -152,8 +154,21 @@ async def test_guests_recover_and_doctor(tmp_path: Path) -> None:
         assert returned == ExitCode.UNKNOWN
         assert "paused" in out
         returned, out, _ = await cli(bench, "doctor")
-        assert returned == 0  # one of the residency ways is enough
-        assert "not patched" in out
+        assert returned == 0  # degraded, but not blocked
+        assert "what to do: switch swap on" in out
+        assert "boot another kernel" not in out  # nothing is wrong with that one
+        assert "all in all: degraded" in out
+        assert f"12 MiB at {qmp}" in out
+        bench.hooks.verdict = Verdict.BLOCKED
+        returned, out, _ = await cli(bench, "doctor", "web", "--to", "127.0.0.1:1")
+        assert returned == ExitCode.FAILED
+        assert "boot another kernel" in out
+        assert "cannot be reached" in out
+        to_itself = str(bench.config.listen)
+        returned, out, _ = await cli(bench, "doctor", "--to", to_itself, "--json")
+        checks = json.loads(out)
+        assert [each["verdict"] for each in checks][-2:] == ["ok", "unknown"]
+        assert "web has 12 MiB" in checks[-1]["found"]
 
 
 async def test_daemon_that_is_not_there(tmp_path: Path) -> None:
@@ -285,7 +300,7 @@ async def test_no_at_the_question_goes_on(tmp_path: Path) -> None:
 
 def test_exit_statuses_are_all_in_the_help() -> None:
     command = [sys.executable, "-m", "pageferry.cli.main"]
-    for verb in ([], ["migrate"], ["cancel"], ["status"], ["guests"], ["recover"], ["doctor"]):
+    for verb in ([], *([name] for name in VERBS)):
         done = subprocess.run(
             [*command, *verb, "--help"], capture_output=True, text=True, check=True
         )

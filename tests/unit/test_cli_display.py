@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pageferry.cli.display import PHASES, PhaseProgress, render
-from pageferry.cli.doctor_cmd import is_fit
+from pageferry.cli.display import PHASES, PhaseProgress, SwapRates, render
+from pageferry.cli.doctor_cmd import worst
 from pageferry.cli.exit_codes import ExitCode, of_migration
 from pageferry.cli.output import duration, size
-from pageferry.control.info import MigrationInfo
+from pageferry.control.info import Check, MigrationInfo
 
 
 def info(
@@ -108,10 +108,30 @@ def test_exit_status_follows_the_error_first() -> None:
     assert code("failed", "qemu") is ExitCode.FAILED
 
 
-def test_doctor_needs_one_residency_way_and_all_the_rest() -> None:
-    def probe(name: str, degree: str) -> dict[str, str]:
-        return {"name": name, "degree": degree}
+def test_doctor_is_as_good_as_its_worst_check() -> None:
+    def checks(*verdicts: str) -> list[Check]:
+        return [Check.from_dict({"verdict": verdict}) for verdict in verdicts]
 
-    assert is_fit([probe("tracking", "supported"), probe("mincore", "supported")])
-    assert not is_fit([probe("tracking", "supported"), probe("mincore", "absent")])
-    assert not is_fit([probe("tracking", "denied"), probe("mincore", "supported")])
+    assert worst(checks()) == "ok"
+    assert worst(checks("ok", "unknown")) == "ok"
+    assert worst(checks("ok", "degraded", "unknown")) == "degraded"
+    assert worst(checks("degraded", "blocked", "ok")) == "blocked"
+
+
+def test_swap_traffic_is_a_rate_over_a_second_and_never_negative() -> None:
+    swap = SwapRates()
+    for time_ms, paged_in, expected in (
+        (0, 0, 0.0),
+        (500, 5 << 20, 0.0),
+        (1000, 10 << 20, 10 << 20),
+        (1500, 100 << 20, 10 << 20),
+        (3000, 30 << 20, 10 << 20),
+        (4000, 20 << 20, 0.0),
+    ):
+        more: dict[str, Any] = {
+            "total-time": time_ms,
+            "residency": {"paged-in-bytes": paged_in, "paged-out-bytes": paged_in // 2},
+        }
+        swap.update(info("cold", **more))
+        assert swap.in_bytes_per_s == expected
+        assert swap.out_bytes_per_s == expected / 2

@@ -139,3 +139,15 @@ async def test_sending_on_a_link_that_was_closed_here_is_a_lost_link() -> None:
         ours.close()
         with pytest.raises(LinkLostError):
             await ours.send({"type": "cancel"})
+
+
+async def test_last_word_is_heard_though_the_other_end_left_something_unread() -> None:
+    async with link_pair() as (ours, theirs):
+        await ours.send({"type": "cancel"})
+        await theirs.send({"type": "status"})
+        await theirs.send({"type": "finished"})
+        theirs.close()
+        assert (await ours.receive())[0] == {"type": "status"}
+        assert (await ours.receive())[0] == {"type": "finished"}
+        with pytest.raises(LinkLostError):
+            await ours.receive()

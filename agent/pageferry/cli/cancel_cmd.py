@@ -6,6 +6,7 @@ import argparse
 
 from pageferry.cli.exit_codes import ExitCode, of_migration
 from pageferry.cli.output import print_error, print_json
+from pageferry.cli.values import MIGRATION_COMPLETION
 from pageferry.cli.watching import find_migration, until_final
 from pageferry.control.client import open_client
 from pageferry.control.errors import CommandError
@@ -20,7 +21,10 @@ cancel, and the command fails."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
-    parser.add_argument("reference", metavar="GUEST|ID")
+    reference = parser.add_argument(
+        "reference", metavar="GUEST|ID", help="the guest, or the migration's ID or its beginning"
+    )
+    reference.complete = MIGRATION_COMPLETION  # type: ignore[attr-defined]
     parser.add_argument("--json", action="store_true", help="the migration's last state as JSON")
     parser.add_argument("--no-wait", action="store_true", help="ask, and do not wait")
 
@@ -33,6 +37,8 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
             raise CommandError(f"{arguments.reference} is in no migration")
         await client.cancel(migration_id=found.migration_id)
         if arguments.no_wait:
+            if arguments.json:
+                print_json(dict(found.raw))
             return ExitCode.COMPLETED
         info = await until_final(client, found.migration_id)
     if arguments.json:

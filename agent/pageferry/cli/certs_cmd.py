@@ -68,7 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
 
     show = actions.add_parser("show", help="whose they are, and until when")
-    show.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY, metavar="DIR")
+    show.add_argument(
+        "directory",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_DIRECTORY,
+        metavar="DIR",
+        help=f"where (default: {DEFAULT_DIRECTORY})",
+    )
     show.add_argument("--json", action="store_true", help="an array of objects")
 
 

@@ -16,6 +16,9 @@ from pageferry.control.info import MigrationInfo
 PHASES: Final = ("look", "arm", "cold", "resident", "rounds", "switchover", "commit", "done")
 """The phases in their order."""
 
+RATE_MS: Final = 1000
+"""Time over which rates are taken: shorter ones jump about."""
+
 _TITLES: Final = {
     "look": "looking at the guest",
     "arm": "arming write tracking",
@@ -68,12 +71,31 @@ class PhaseProgress:
         self._place, self._phase = place, phase
 
 
+class SwapRates:
+    """Bytes per second that the migration pages in and out, over the last second or so."""
+
+    def __init__(self) -> None:
+        self._mark = (0, 0, 0)
+        self.in_bytes_per_s = 0.0
+        self.out_bytes_per_s = 0.0
+
+    def update(self, info: MigrationInfo) -> None:
+        """Take in a report."""
+        time_ms, paged_in, paged_out = self._mark
+        since_ms = info.total_time_ms - time_ms
+        if since_ms >= RATE_MS:
+            self.in_bytes_per_s = max(0, info.paged_in_bytes - paged_in) * 1000 / since_ms
+            self.out_bytes_per_s = max(0, info.paged_out_bytes - paged_out) * 1000 / since_ms
+            self._mark = (info.total_time_ms, info.paged_in_bytes, info.paged_out_bytes)
+
+
 class LiveDisplay:
     """Draws a migration in place, from `start` to `stop`; both may be called again."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = PhaseProgress()
+        self._swap = SwapRates()
         self._live: Live | None = None
 
     def start(self) -> None:
@@ -84,8 +106,9 @@ class LiveDisplay:
     def show(self, info: MigrationInfo) -> None:
         """Draw *info*; while stopped only remember how far it has come."""
         self._progress.update(info)
+        self._swap.update(info)
         if self._live is not None:
-            self._live.update(render(info, self._progress), refresh=True)
+            self._live.update(render(info, self._progress, self._swap), refresh=True)
 
     def stop(self) -> None:
         """Leave the terminal, cursor and all, to others."""
@@ -94,8 +117,13 @@ class LiveDisplay:
             self._live = None
 
 
-def render(info: MigrationInfo, progress: PhaseProgress) -> RenderableType:
-    """The picture: a headline, the bar of the phase, and the numbers."""
+def render(
+    info: MigrationInfo, progress: PhaseProgress, swap: SwapRates | None = None
+) -> RenderableType:
+    """The picture: a headline, the bar of the phase, and the numbers.
+
+    Without *swap* there is no rate of swap traffic, as for a migration that is only looked at once.
+    """
     headline = Text.assemble(
         (info.guest, "bold"),
         f" to {info.destination}  ",
@@ -111,16 +139,20 @@ def render(info: MigrationInfo, progress: PhaseProgress) -> RenderableType:
         ProgressBar(total=1.0, completed=progress.fraction),
         f"{progress.fraction:4.0%}",
     )
-    return Group(headline, bar, _numbers(info))
+    return Group(headline, bar, _numbers(info, swap))
 
 
-def _numbers(info: MigrationInfo) -> Table:
+def _numbers(info: MigrationInfo, swap: SwapRates | None) -> Table:
     rate_bytes = info.pages_per_second * info.page_bytes
     dirty_bytes = info.dirty_pages_per_second * info.page_bytes
     grid = Table.grid(padding=(0, 2))
     grid.add_row("sent", size(info.transferred_bytes), "rate", f"{size(rate_bytes)}/s")
     grid.add_row("remaining", size(info.remaining_bytes), "dirtied", f"{size(dirty_bytes)}/s")
-    grid.add_row("paged in", size(info.paged_in_bytes), "paged out", size(info.paged_out_bytes))
+    paged_in, paged_out = size(info.paged_in_bytes), size(info.paged_out_bytes)
+    if swap is not None and not info.is_final:
+        paged_in += f", {size(swap.in_bytes_per_s)}/s"
+        paged_out += f", {size(swap.out_bytes_per_s)}/s"
+    grid.add_row("paged in", paged_in, "paged out", paged_out)
     grid.add_row("rounds", str(info.rounds), *_downtime(info))
     return grid
 

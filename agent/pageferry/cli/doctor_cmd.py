@@ -1,54 +1,85 @@
-"""`pageferry doctor`: what this host offers to migrations."""
+"""`pageferry doctor`: what this host, its guests and a destination offer to migrations."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.output import print_json
+from pageferry.cli.values import GUEST_NAME_COMPLETION
 from pageferry.control.client import open_client
+from pageferry.control.info import Check
 
-SUMMARY = "check what this host offers to migrations"
+SUMMARY = "check what this host, its guests and a destination offer to migrations"
 
 DESCRIPTION = """\
-Tries, as the daemon, each thing that a migration needs of the kernel, and says what is supported,
-absent or denied, and why. Exit status 1 when migrations cannot work on this host."""
+Tries, as the daemon, each thing that a migration needs: of the kernel, of this host, of its guests
+(all, or GUEST), and, with --to, of a destination as far as it can be told from here. Each is
 
-RESIDENCY_WAYS: Final = frozenset({"pagemap", "cachestat", "mincore"})
-"""Probes of which one is enough."""
+  ok        as it should be
+  degraded  migrations work, but not as well as they could
+  blocked   migrations cannot work
+  unknown   it cannot be told from here
+
+and what is not ok comes with its fix. Exit status 1 when something is blocked."""
+
+_STYLES: Final = {"ok": "green", "degraded": "yellow", "blocked": "bold red", "unknown": "cyan"}
+
+_TITLES: Final = {
+    "kernel": "kernel",
+    "host": "this host",
+    "tls": "encryption",
+    "guest": "guest",
+    "destination": "destination",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
+    guest = parser.add_argument("guest", metavar="GUEST", nargs="?", help="only this guest")
+    guest.complete = GUEST_NAME_COMPLETION  # type: ignore[attr-defined]
+    parser.add_argument("--to", metavar="HOST[:PORT]", help="also look at this destination")
     parser.add_argument("--json", action="store_true", help="an array of objects")
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
     """Do it. Raises CommandError and DaemonUnreachableError."""
     async with open_client(arguments.socket) as client:
-        results: list[dict[str, Any]] = await client.execute("query-doctor")
+        checks = await client.doctor(guest=arguments.guest, uri=arguments.to)
     if arguments.json:
-        print_json(results)
+        print_json([dict(check.raw) for check in checks])
     else:
-        table = Table(box=None, pad_edge=False)
-        for heading in ("FEATURE", "STATE", "REASON"):
-            table.add_column(heading)
-        for result in results:
-            table.add_row(result["name"], result["degree"], result.get("reason", ""))
-        console = Console() if sys.stdout.isatty() else Console(width=160)
+        _show(checks)
+    return ExitCode.FAILED if worst(checks) == "blocked" else ExitCode.COMPLETED
+
+
+def worst(checks: Sequence[Check]) -> str:
+    """The verdict on all together; what is unknown counts for nothing."""
+    verdicts = {check.verdict for check in checks}
+    return next((verdict for verdict in ("blocked", "degraded") if verdict in verdicts), "ok")
+
+
+def _show(checks: Sequence[Check]) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for (section, guest), group in groupby(checks, lambda check: (check.section, check.guest)):
+        title = _TITLES.get(section, section)
+        console.print(Text(f"{title} {guest}" if guest else title, style="bold"))
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
+        table.add_column(min_width=1)
+        for check in group:
+            verdict = Text(check.verdict, style=_STYLES.get(check.verdict, ""))
+            told = Text(check.found)
+            if check.fix and check.verdict != "ok":
+                told.append(f"\nwhat to do: {check.fix}", style="italic")
+            table.add_row(" ", verdict, check.name, told)
         console.print(table)
-    return ExitCode.COMPLETED if is_fit(results) else ExitCode.FAILED
-
-
-def is_fit(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether migrations can work here: all probes, but of the residency ways any one."""
-    supported = {each["name"] for each in results if each["degree"] == "supported"}
-    wanted = {each["name"] for each in results} - RESIDENCY_WAYS
-    has_ways = any(each["name"] in RESIDENCY_WAYS for each in results)
-    return wanted <= supported and (not has_ways or bool(supported & RESIDENCY_WAYS))
+    overall = worst(checks)
+    console.print(Text.assemble("\nall in all: ", (overall, _STYLES[overall])))

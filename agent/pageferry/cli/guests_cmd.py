@@ -22,12 +22,17 @@ sockets it finds where guest-sockets says."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
     parser.add_argument("--json", action="store_true", help="an array of objects")
+    parser.add_argument("--names", action="store_true", help="only the names, a line each")
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
     """Do it. Raises DaemonUnreachableError."""
     async with open_client(arguments.socket) as client:
         guests = await client.query_guests()
+    if arguments.names:
+        for guest in guests:
+            print(guest.name)
+        return ExitCode.COMPLETED
     if arguments.json:
         print_json([dict(guest.raw) for guest in guests])
         return ExitCode.COMPLETED

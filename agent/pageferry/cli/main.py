@@ -16,11 +16,18 @@ from pageferry import __version__
 from pageferry.cli import (
     cancel_cmd,
     certs_cmd,
+    completion_cmd,
+    demo_cmd,
     doctor_cmd,
+    estimate_cmd,
     guests_cmd,
+    history_cmd,
     migrate_cmd,
     recover_cmd,
+    residency_cmd,
+    set_cmd,
     status_cmd,
+    watch_cmd,
 )
 from pageferry.cli.exit_codes import EPILOG, ExitCode, of_report
 from pageferry.cli.output import print_error, print_json, report_of
@@ -30,12 +37,19 @@ from pageferry.model.errors import PageferryError
 
 VERBS: Final[dict[str, ModuleType]] = {
     "migrate": migrate_cmd,
+    "watch": watch_cmd,
     "cancel": cancel_cmd,
+    "set": set_cmd,
     "status": status_cmd,
+    "history": history_cmd,
     "guests": guests_cmd,
-    "recover": recover_cmd,
+    "residency": residency_cmd,
+    "estimate": estimate_cmd,
     "doctor": doctor_cmd,
+    "recover": recover_cmd,
     "certs": certs_cmd,
+    "demo": demo_cmd,
+    "completion": completion_cmd,
 }
 
 SOCKET_VARIABLE: Final = "PAGEFERRY_SOCKET"
@@ -43,7 +57,7 @@ SOCKET_VARIABLE: Final = "PAGEFERRY_SOCKET"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         return int(trio.run(VERBS[arguments.verb].run, arguments))
     except (CommandError, PageferryError) as error:
@@ -59,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _failed(arguments: argparse.Namespace, error: CommandError | PageferryError) -> ExitCode:
     report = report_of(error)
     code = of_report(report)
-    if arguments.verb == "migrate" and (arguments.json or not sys.stdout.isatty()):
+    follows = arguments.verb in ("migrate", "watch")
+    if follows and (arguments.json or not sys.stdout.isatty()):
         print_json(
             {
                 "event": "finished",
@@ -73,7 +88,8 @@ def _failed(arguments: argparse.Namespace, error: CommandError | PageferryError)
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line, from which help, manual and completion are made."""
     parser = argparse.ArgumentParser(
         prog="pageferry",
         description="Carries running QEMU guests to other hosts; swapped pages stay swapped.",

@@ -124,7 +124,7 @@ class TerminalPresenter:
     def detached(self, migration_id: str) -> None:
         self._display.stop()
         self._console.print(
-            f"detached; it goes on: pageferry status {migration_id}", highlight=False
+            f"detached; it goes on: pageferry watch {migration_id}", highlight=False
         )
 
     def finished(self, info: MigrationInfo, code: ExitCode) -> None:
@@ -138,6 +138,13 @@ class TerminalPresenter:
     def close(self) -> None:
         """Give the terminal back, however it ended."""
         self._display.stop()
+
+
+def presenter_for(*, as_json: bool) -> Presenter:
+    """A live picture on a terminal, else JSON lines."""
+    if as_json or not sys.stdout.isatty():
+        return JsonPresenter()
+    return TerminalPresenter(Console())
 
 
 def summary(info: MigrationInfo) -> str:

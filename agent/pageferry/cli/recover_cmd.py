@@ -27,7 +27,7 @@ Told = Sequence[dict[str, Any]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
-    parser.add_argument("migration_id", metavar="ID", nargs="?")
+    parser.add_argument("migration_id", metavar="ID", nargs="?", help="only this migration")
     parser.add_argument(
         "--dry-run", action="store_true", help="only look, and say what would be done"
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 from pageferry.cli.display import PhaseProgress, render
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.output import duration, print_error, print_json, size
+from pageferry.cli.values import MIGRATION_COMPLETION
 from pageferry.cli.watching import find_migration
 from pageferry.control.client import open_client
 from pageferry.control.info import MigrationInfo
@@ -25,13 +26,21 @@ The exit status tells whether the daemon answered, not how a migration went."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
-    parser.add_argument("reference", metavar="GUEST|ID", nargs="?")
+    reference = parser.add_argument(
+        "reference", metavar="GUEST|ID", nargs="?", help="one migration; all without it"
+    )
+    reference.complete = MIGRATION_COMPLETION  # type: ignore[attr-defined]
     parser.add_argument("--json", action="store_true", help="an object, or an array of all")
+    parser.add_argument("--names", action="store_true", help="only IDs and guests, a line each")
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
     """Do it. Raises DaemonUnreachableError."""
     async with open_client(arguments.socket) as client:
+        if arguments.names:
+            known = await client.query_migrations()
+            print("\n".join({name for info in known for name in (info.migration_id, info.guest)}))
+            return ExitCode.COMPLETED
         if arguments.reference is None:
             _print_all(await client.query_migrations(), as_json=arguments.json)
             return ExitCode.COMPLETED

@@ -1,4 +1,10 @@
-"""A small client of the control socket.
+"""A client of the control socket for trio; `sync_client` is the same without trio.
+
+    async with open_client() as client:
+        migration_id = await client.migrate("web1", "host-b", parameters={"downtime-limit": 100})
+        print((await client.wait(migration_id)).status)
+
+`calls` has each command's arguments and what it answers, `info` the types of answers.
 
 One connection, any number of tasks: replies find their caller by ``id``. Cancelling a call does not
 take the command back, since the daemon has read it already; what it did shows in query-migrate.
@@ -9,16 +15,18 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import trio
 
-from pageferry.control import jsonstream
+from pageferry.control import calls, jsonstream
+from pageferry.control.calls import Call
 from pageferry.control.errors import GENERIC_ERROR, CommandError
-from pageferry.control.info import Event, GuestInfo, MigrationInfo
+from pageferry.control.info import Event, MigrationInfo, event_of
 from pageferry.model.errors import PageferryError
 
 log = logging.getLogger(__name__)
@@ -33,6 +41,24 @@ class DaemonUnreachableError(PageferryError):
     """The control socket cannot be reached, or ended. Migrations go on without their watchers."""
 
     kind = "unreachable"
+
+
+WAIT_POLL_S: Final = 5.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _method(
+    make: Callable[P, Call[T]],
+) -> Callable[Concatenate[ControlClient, P], Coroutine[Any, Any, T]]:
+    """A method that runs the call that *make* makes, with its arguments and its docstring."""
+
+    @wraps(make)
+    async def method(client: ControlClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await client.ask(make(*args, **kwargs))
+
+    return method
 
 
 class ControlClient:
@@ -56,11 +82,9 @@ class ControlClient:
         call_id, call = self._last_id, _Call()
         request: dict[str, Any] = {"execute": command, "id": call_id}
         if arguments:
-            request["arguments"] = {
-                key: value for key, value in arguments.items() if value is not None
-            }
+            request["arguments"] = without_none(arguments)
         if self._lost:
-            raise self._gone()
+            raise gone(self._path)
         self._calls[call_id] = call
         try:
             await self._send(request)
@@ -68,7 +92,7 @@ class ControlClient:
         finally:
             del self._calls[call_id]
         if call.reply is None:
-            raise self._gone()
+            raise gone(self._path)
         if "error" in call.reply:
             error = call.reply["error"]
             raise CommandError(
@@ -90,44 +114,36 @@ class ControlClient:
             send.close()
             receive.close()
 
-    async def migrate(
-        self,
-        guest: str,
-        uri: str,
-        *,
-        destination_guest: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Start a migration; returns its ID at once."""
-        answer = await self.execute(
-            "migrate",
-            {
-                "guest": guest,
-                "uri": uri,
-                "destination-guest": destination_guest,
-                "parameters": dict(parameters) if parameters else None,
-            },
-        )
-        return str(answer["migration-id"])
+    async def wait(self, migration_id: str) -> MigrationInfo:
+        """Wait until a migration is over; returns its last state."""
+        with self.events() as events:
+            while True:
+                info = await self.query_migrate(migration_id=migration_id)
+                if info.is_final:
+                    return info
+                # An event says when to look again; the time limit is for one that was missed.
+                with trio.move_on_after(WAIT_POLL_S):
+                    async for event in events:
+                        if event.name == "MIGRATION":
+                            break
 
-    async def cancel(self, *, guest: str | None = None, migration_id: str | None = None) -> None:
-        """Ask for a migration to be cancelled; its status tells when it has been."""
-        await self.execute("migrate-cancel", {"guest": guest, "migration-id": migration_id})
+    async def ask(self, call: Call[T]) -> T:
+        """Run a call of `calls`."""
+        return call.parse(await self.execute(call.command, call.arguments))
 
-    async def query_migrate(
-        self, *, guest: str | None = None, migration_id: str | None = None
-    ) -> MigrationInfo:
-        """One migration: by its ID, the last one of a guest, or the last one of all."""
-        answer = await self.execute("query-migrate", {"guest": guest, "migration-id": migration_id})
-        return MigrationInfo.from_dict(answer)
-
-    async def query_migrations(self) -> list[MigrationInfo]:
-        """All migrations that the daemon remembers, oldest first."""
-        return [MigrationInfo.from_dict(raw) for raw in await self.execute("query-migrations")]
-
-    async def query_guests(self) -> list[GuestInfo]:
-        """All guests that the daemon knows."""
-        return [GuestInfo.from_dict(raw) for raw in await self.execute("query-guests")]
+    status = _method(calls.status)
+    migrate = _method(calls.migrate)
+    cancel = _method(calls.cancel)
+    query_migrate = _method(calls.query_migrate)
+    query_migrations = _method(calls.query_migrations)
+    query_guests = _method(calls.query_guests)
+    history = _method(calls.history)
+    set_parameters = _method(calls.set_parameters)
+    parameters = _method(calls.parameters)
+    residency = _method(calls.residency)
+    estimate = _method(calls.estimate)
+    doctor = _method(calls.doctor)
+    recover = _method(calls.recover)
 
     async def _send(self, request: dict[str, Any]) -> None:
         try:
@@ -136,7 +152,7 @@ class ControlClient:
                 with trio.CancelScope(shield=True):
                     await self._stream.send_all(jsonstream.encode(request))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise self._gone() from error
+            raise gone(self._path) from error
 
     async def _negotiate(self) -> None:
         try:
@@ -154,7 +170,7 @@ class ControlClient:
         while data := await self._stream.receive_some():
             for text in self._splitter.feed(bytes(data)):
                 return jsonstream.parse_object(text)
-        raise self._gone()
+        raise gone(self._path)
 
     async def _read(self) -> None:
         try:
@@ -170,9 +186,7 @@ class ControlClient:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "event" in message:
-            stamp = message.get("timestamp", {})
-            timestamp_us = stamp.get("seconds", 0) * 1_000_000 + stamp.get("microseconds", 0)
-            event = Event(message["event"], message.get("data", {}), timestamp_us)
+            event = event_of(message)
             for subscriber in self._subscribers:
                 subscriber.send_nowait(event)
         elif (call := self._calls.get(message.get("id", -1))) is not None:
@@ -185,13 +199,6 @@ class ControlClient:
             call.answered.set()
         for subscriber in self._subscribers:
             subscriber.close()
-
-    def _gone(self) -> DaemonUnreachableError:
-        return DaemonUnreachableError(
-            f"pageferryd closed the connection on {self._path}",
-            guest_state="not known from here",
-            advice="see the daemon's log, and when it is back: pageferry status, pageferry recover",
-        )
 
 
 class _Call:
@@ -211,15 +218,15 @@ async def open_client(
         try:
             stream = await trio.open_unix_socket(os.fspath(path))
         except OSError as error:
-            raise _unreachable(path, error) from error
+            raise unreachable(path, error) from error
     if scope.cancelled_caught:
-        raise _silent(path)
+        raise silent(path)
     async with stream:
         client = ControlClient(stream, path)
         with trio.move_on_after(timeout_s) as scope:
             await client._negotiate()
         if scope.cancelled_caught:
-            raise _silent(path)
+            raise silent(path)
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client._read)
@@ -232,13 +239,29 @@ async def open_client(
             raise failure
 
 
-def _silent(path: Path) -> DaemonUnreachableError:
+def gone(path: Path) -> DaemonUnreachableError:
+    """The error for a daemon that went away."""
+    return DaemonUnreachableError(
+        f"pageferryd closed the connection on {path}",
+        guest_state="not known from here",
+        advice="see the daemon's log, and when it is back: pageferry status, pageferry recover",
+    )
+
+
+def without_none(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that were given."""
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def silent(path: Path) -> DaemonUnreachableError:
+    """The error for a daemon that does not answer."""
     return DaemonUnreachableError(
         f"what listens on {path} does not answer", advice="see whether pageferryd hangs: its log"
     )
 
 
-def _unreachable(path: Path, error: OSError) -> DaemonUnreachableError:
+def unreachable(path: Path, error: OSError) -> DaemonUnreachableError:
+    """The error for a daemon that cannot be connected to."""
     advice = "start it (systemctl start pageferryd), or give its socket with --socket"
     if isinstance(error, PermissionError):
         advice = "run this as root, or as a user who may use the control socket"

@@ -6,7 +6,7 @@ from typing import Final
 
 from pageferry.control import types
 from pageferry.control.registry import Declaration
-from pageferry.control.schema import BOOL, INT, NUMBER, STR, Array, EventType, Member, Struct
+from pageferry.control.schema import BOOL, INT, NUMBER, SIZE, STR, Array, EventType, Member, Struct
 
 _GUEST: Final = Member("guest", STR, "its name, or the absolute path of its QMP socket")
 _GUEST_OR_ANY: Final = Member("guest", STR, "the last migration of this guest", optional=True)
@@ -101,8 +101,28 @@ QUERY_RESIDENCY: Final = Declaration(
     ),
     types.RESIDENCY,
 )
+MIGRATE_ESTIMATE: Final = Declaration(
+    "migrate-estimate",
+    "What a migration of this guest would cost, without migrating. Its writes are tracked for the"
+    " sample: a minor fault for the first write to each page every 0.1 s.",
+    (
+        _GUEST,
+        Member("sample-time", NUMBER, "seconds, from 0.2 to 60; 2 unless given", optional=True),
+        Member("bandwidth", SIZE, "bytes per second of the network", optional=True),
+        Member("swap-bandwidth", SIZE, "bytes per second of swap", optional=True),
+        Member("parameters", types.MIGRATE_PARAMETERS, "of that migration", optional=True),
+    ),
+    types.ESTIMATE,
+    features=("unstable",),
+)
 QUERY_DOCTOR: Final = Declaration(
-    "query-doctor", "What this host offers to migrations.", returns=Array(types.PROBE)
+    "query-doctor",
+    "Try everything that a migration needs, and say what is missing and what to do.",
+    (
+        Member("guest", STR, "only this guest, beside the host", optional=True),
+        Member("uri", STR, "also look at this destination", optional=True),
+    ),
+    Array(types.CHECK),
 )
 
 _IDENTITY: Final = (

@@ -58,8 +58,16 @@ Access = Callable[[Peer], bool]
 """Whether a peer may do everything; one that may not can still use query commands."""
 
 
+Observe = Callable[[str, bool], None]
+"""Told the name of each command that exists, else "unknown", and whether it succeeded."""
+
+
 def _full_access(_peer: Peer) -> bool:
     return True
+
+
+def _unobserved(_name: str, _succeeded: bool) -> None:
+    return
 
 
 def version_info() -> dict[str, Any]:
@@ -141,12 +149,14 @@ class ControlServer:
         registry: Registry,
         *,
         may_change: Access = _full_access,
+        observe: Observe = _unobserved,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._registry = registry
         self._clock_ns = clock_ns
         self._clients: set[_Client] = set()
         self.may_change = may_change
+        self.observe = observe
         registry.add(CAPABILITIES, _enable_nothing)
         registry.add(QUERY_VERSION, self._query_version)
         registry.add(QUERY_COMMANDS, self._query_commands)
@@ -178,7 +188,7 @@ class ControlServer:
             log.warning("control socket: %d clients, one more turned away", MAX_CLIENTS)
             await stream.aclose()
             return
-        client = _Client(stream, self._registry, self._may_run)
+        client = _Client(stream, self._registry, self._may_run, self._observe)
         self._clients.add(client)
         try:
             await client.run()
@@ -189,6 +199,10 @@ class ControlServer:
         finally:
             self._clients.discard(client)
             await trio.aclose_forcefully(stream)
+
+    def _observe(self, name: object, succeeded: bool) -> None:
+        known = isinstance(name, str) and name in self._registry.declarations
+        self.observe(str(name) if known else "unknown", succeeded)
 
     def _may_run(self, name: str, peer: Peer) -> None:
         """Raise CommandError unless *peer* may run the command, which exists."""
@@ -224,8 +238,10 @@ class _Client:
         stream: trio.SocketStream,
         registry: Registry,
         may_run: Callable[[str, Peer], None],
+        observe: Callable[[object, bool], None],
     ) -> None:
         self.peer = _peer_of(stream)
+        self._observe = observe
         self._may_run = may_run
         self._stream = stream
         self._registry = registry
@@ -272,6 +288,7 @@ class _Client:
 
     async def _answer(self, text: bytes) -> dict[str, Any]:
         reply: dict[str, Any] = {}
+        request: dict[str, Any] = {}
         try:
             request = jsonstream.parse_object(text)
             if "id" in request:
@@ -286,6 +303,7 @@ class _Client:
         except Exception:
             log.exception("a command failed in a way that nobody foresaw")
             reply["error"] = CommandError("internal error, see the daemon's log").as_reply()
+        self._observe(request.get("execute"), "return" in reply)
         return reply
 
     async def _execute(self, request: dict[str, Any]) -> Any:

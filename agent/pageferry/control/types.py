@@ -22,6 +22,7 @@ from pageferry.control.schema import (
     Type,
 )
 from pageferry.model.parameters import COMPRESSION_MODES, RESIDENCY_WAYS
+from pageferry.model.verdict import Verdict
 
 
 def _optional(name: str, kind: Type, doc: str) -> Member:
@@ -275,11 +276,33 @@ HISTORY_ENTRY: Final = Struct(
     ),
 )
 
-PROBE: Final = Struct(
-    "ProbeInfo",
+CHECK: Final = Struct(
+    "DoctorCheck",
     (
+        Member("section", STR, "kernel, host, tls, guest, destination"),
         Member("name", STR, ""),
-        Member("degree", Enum("ProbeDegree", ("supported", "absent", "denied")), ""),
-        Member("reason", STR, "why, and what would change it"),
+        Member("verdict", Enum("DoctorVerdict", tuple(Verdict)), ""),
+        Member("found", STR, "what was found"),
+        Member("fix", STR, "what would make it better; empty where nothing is to be done"),
+        _optional("guest", STR, "which one it is about"),
+    ),
+)
+
+ESTIMATE: Final = Struct(
+    "MigrationEstimate",
+    (
+        Member("transfer-bytes", SIZE, "to send, all rounds; zero pages counted as data"),
+        Member("page-in-bytes", SIZE, "to read from swap, and to give back on either host"),
+        Member("total-time", INT, "milliseconds"),
+        Member("rounds", INT, ""),
+        Member("dirty-bytes-per-second", SIZE, "different pages written in a second"),
+        Member("expected-downtime", INT, "milliseconds"),
+        Member("converges", BOOL, "whether the downtime comes within downtime-limit"),
+        Member("residency", Struct("ResidencyBytes", RESIDENCY_BYTES), ""),
+        Member("sample-time", NUMBER, "seconds that writes were counted for"),
+        Member("bandwidth", SIZE, "bytes per second that were reckoned with"),
+        Member("bandwidth-assumed", BOOL, "not given, so assumed"),
+        Member("swap-bandwidth", SIZE, "the same for swap"),
+        Member("swap-bandwidth-assumed", BOOL, ""),
     ),
 )

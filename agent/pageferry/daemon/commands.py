@@ -10,6 +10,7 @@ from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
 from pageferry.control.registry import Peer, Registry
 from pageferry.control.server import Access
 from pageferry.daemon.config import Config
+from pageferry.daemon.doctor import examine
 from pageferry.daemon.guests import Guest
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
@@ -22,6 +23,10 @@ log = logging.getLogger(__name__)
 
 HISTORY_LIMIT: Final = 100
 """Records in an answer unless the client says otherwise: about 200 KiB."""
+
+DEFAULT_SAMPLE_S: Final = 2.0
+MIN_SAMPLE_S: Final = 0.2
+MAX_SAMPLE_S: Final = 60.0
 
 MAX_CELLS: Final = 1 << 16
 """Cells of a residency map: a picture of 256 by 256, at most some 800 KiB of JSON a block."""
@@ -60,6 +65,7 @@ class Commands:
             (declarations.QUERY_MIGRATE_PARAMETERS, self._query_parameters),
             (declarations.MIGRATE_RECOVER, self._recover),
             (declarations.QUERY_RESIDENCY, self._residency),
+            (declarations.MIGRATE_ESTIMATE, self._estimate),
             (declarations.QUERY_DOCTOR, self._doctor),
         ):
             registry.add(declaration, handler)
@@ -155,12 +161,41 @@ class Commands:
         if cells is not None and not 1 <= cells <= MAX_CELLS:
             raise CommandError(f"Parameter 'cells' expects a number from 1 to {MAX_CELLS}")
         guest = self._supervisor.guests.by_reference(arguments["guest"])
-        if self._supervisor.is_busy(guest):
-            raise CommandError("the guest is in a migration; its QMP socket takes one client only")
-        return await self._hooks.residency(guest.qmp, cells)
+        with self._supervisor.reserved(guest, "its residency is being looked at"):
+            return await self._hooks.residency(guest.qmp, cells)
 
-    async def _doctor(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:
-        return await self._hooks.probe()
+    async def _estimate(self, arguments: Arguments, _peer: Peer) -> Arguments:
+        sample_s = arguments.get("sample-time", DEFAULT_SAMPLE_S)
+        if not MIN_SAMPLE_S <= sample_s <= MAX_SAMPLE_S:
+            raise CommandError(
+                f"Parameter 'sample-time' expects seconds from {MIN_SAMPLE_S} to {MAX_SAMPLE_S}"
+            )
+        for name in ("bandwidth", "swap-bandwidth"):
+            if arguments.get(name) == 0:
+                raise CommandError(f"Parameter '{name}' expects bytes per second above 0")
+        parameters = self._supervisor.defaults.updated(arguments.get("parameters", {}))
+        guest = self._supervisor.guests.by_reference(arguments["guest"])
+        with self._supervisor.reserved(guest, "its costs are being estimated"):
+            return await self._hooks.estimate(
+                {
+                    "qmp": str(guest.qmp),
+                    "sample-time": sample_s,
+                    "bandwidth": arguments.get("bandwidth"),
+                    "swap-bandwidth": arguments.get("swap-bandwidth"),
+                    "parameters": parameters.to_dict(),
+                }
+            )
+
+    async def _doctor(self, arguments: Arguments, _peer: Peer) -> list[Arguments]:
+        guest = destination = None
+        if "guest" in arguments:
+            guest = self._supervisor.guests.by_reference(arguments["guest"])
+        if "uri" in arguments:
+            destination = parse_uri(arguments["uri"])
+        checks = await examine(
+            self._supervisor.config, self._supervisor, self._hooks, guest, destination
+        )
+        return [check.as_dict() for check in checks]
 
     def _chosen(self, arguments: Arguments) -> Migration | None:
         """The migration that the arguments name; None where a guest has none, or none is named."""

@@ -44,6 +44,10 @@ _DAEMON_KEYS: Final = (
 _GUEST_KEYS: Final = ("qmp",)
 _TLS_KEYS: Final = ("directory", "loopback")
 _PEER_KEYS: Final = ("may-send", "may-receive")
+_METRICS_KEYS: Final = ("listen",)
+
+METRICS_PORT: Final = 9477
+"""Where metrics are scraped unless a port is given; no other exporter's by custom."""
 
 
 class ConfigError(RefusedError):
@@ -71,6 +75,7 @@ class Config:
     tls_directory: Path = DEFAULT_DIRECTORY
     tls_loopback: bool = False
     peers: PeerRules = field(default_factory=PeerRules)
+    metrics_listen: Address | Path | None = None
 
     @property
     def encryption(self) -> Encryption:
@@ -109,7 +114,8 @@ class _Reader:
         self._source = source
 
     def read(self, values: Mapping[str, Any]) -> Config:
-        self._check_keys((), values, ("daemon", "tls", "peers", "defaults", "guests"))
+        known = ("daemon", "tls", "peers", "defaults", "guests", "metrics")
+        self._check_keys((), values, known)
         daemon = self._table((), values, "daemon")
         self._check_keys(("daemon",), daemon, _DAEMON_KEYS)
         tls = self._table((), values, "tls")
@@ -133,6 +139,7 @@ class _Reader:
             ),
             tls_loopback=self._flag(("tls", "loopback"), tls),
             peers=self._peers(self._table((), values, "peers")),
+            metrics_listen=self._metrics(self._table((), values, "metrics")),
         )
 
     def _error(self, path: tuple[str, ...], what: str, advice: str) -> ConfigError:
@@ -234,6 +241,20 @@ class _Reader:
             except RefusedError as error:
                 raise self._error(("defaults", key), error.message, error.advice) from error
         return parameters
+
+    def _metrics(self, values: Mapping[str, Any]) -> Address | Path | None:
+        self._check_keys(("metrics",), values, _METRICS_KEYS)
+        if "listen" not in values:
+            return None
+        value, path = values["listen"], ("metrics", "listen")
+        if not isinstance(value, str):
+            raise self._error(path, f"{value!r} is no text", 'write "HOST:PORT" or a path')
+        if value.startswith("/"):
+            return Path(value)
+        try:
+            return parse_address(value, METRICS_PORT)
+        except RefusedError as error:
+            raise self._error(path, error.message, error.advice) from error
 
     def _guests(self, values: Mapping[str, Any]) -> Mapping[str, Path]:
         guests = {}

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import trio
-
+from pageferry.daemon.config import Config
+from pageferry.daemon.estimating import run_estimation
+from pageferry.model.verdict import Check
 from pageferry.net.encryption import Encryption
 
 _DEFAULT_ENCRYPTION = Encryption()
@@ -47,13 +48,22 @@ async def _residency(qmp: Path, cells: int | None) -> dict[str, Any]:
     return summary
 
 
-async def _probe() -> list[dict[str, Any]]:
-    probes = importlib.import_module("pageferry.kernel.probes")
-    results = await trio.to_thread.run_sync(probes.probe)
-    return [
-        {"name": result.name, "degree": str(result.degree), "reason": result.reason}
-        for result in results
-    ]
+async def _check_host() -> list[Check]:
+    checkup = importlib.import_module("pageferry.migration.checkup")
+    checks: list[Check] = await checkup.check_host()
+    return checks
+
+
+async def _check_guest(name: str, qmp: Path) -> list[Check]:
+    checkup = importlib.import_module("pageferry.migration.checkup")
+    checks: list[Check] = await checkup.check_guest(name, qmp)
+    return checks
+
+
+def _check_tls(config: Config) -> list[Check]:
+    doctor = importlib.import_module("pageferry.daemon.doctor")
+    checks: list[Check] = doctor.check_tls(config)
+    return checks
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +79,11 @@ class Hooks:
     settle: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _settle
     journalled_phase: Callable[[Path, str], tuple[str, str]] = _journalled_phase
     residency: Callable[[Path, int | None], Awaitable[dict[str, Any]]] = _residency
-    probe: Callable[[], Awaitable[list[dict[str, Any]]]] = _probe
+    check_host: Callable[[], Awaitable[list[Check]]] = _check_host
+    check_guest: Callable[[str, Path], Awaitable[list[Check]]] = _check_guest
+    check_tls: Callable[[Config], list[Check]] = _check_tls
     plan: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _plan
+    estimate: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] = run_estimation
 
 
 def hooks_for(encryption: Encryption) -> Hooks:

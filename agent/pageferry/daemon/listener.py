@@ -43,15 +43,17 @@ MAX_QUERIES: Final = 16
 """Connections that ask what became of a migration, at once."""
 
 
-async def open_listeners(address: Address) -> list[trio.SocketListener]:
-    """Listen on *address*. Raises RefusedError."""
+async def open_listeners(
+    address: Address, setting: str = "listen in [daemon]"
+) -> list[trio.SocketListener]:
+    """Listen on *address*, which *setting* says. Raises RefusedError."""
     try:
         return await trio.open_tcp_listeners(address.port, host=address.host)
     except OSError as error:
         raise RefusedError(
             f"cannot listen on {address}: {error.strerror or error}",
             guest_state="",
-            advice="stop what listens there, or set listen in [daemon] to another address",
+            advice=f"stop what listens there, or set {setting} to another address",
         ) from error
 
 

@@ -10,15 +10,16 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from pageferry import __version__
-from pageferry.certificates.files import CertificateFileError, Side
+from pageferry.certificates.files import Side
 from pageferry.certificates.inspection import WARN_DAYS
 from pageferry.control.registry import Registry
 from pageferry.control.server import ControlServer, bind_control_socket
@@ -27,8 +28,13 @@ from pageferry.daemon.commands import Commands
 from pageferry.daemon.config import DEFAULT_PATH, Config, load_config
 from pageferry.daemon.hooks import Hooks, hooks_for
 from pageferry.daemon.listener import Listener, open_listeners
+from pageferry.daemon.metrics import Metrics
+from pageferry.daemon.metrics_server import MetricsServer, open_metrics_listeners, remove
+from pageferry.daemon.reloading import Reloader
 from pageferry.daemon.supervisor import Supervisor
+from pageferry.daemon.systemd import ServiceManager
 from pageferry.daemon.worker_process import WORKER_COMMAND
+from pageferry.logs import set_up_logging
 from pageferry.model.errors import PageferryError, RefusedError
 from pageferry.net.encryption import Credentials
 from pageferry.net.tls import expiry_fault
@@ -36,23 +42,29 @@ from pageferry.testing.sabotage import SabotageError, requested_sabotage
 
 log = logging.getLogger("pageferryd")
 
-JOURNAL_FORMAT = "%(message)s"
-TERMINAL_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+CONTROL_SOCKET_NAME = "control"
+AGENT_SOCKET_NAME = "agent"
+"""FileDescriptorName= of the sockets that systemd may listen on for us."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon. Returns its exit status: 0 after a signal, 1 when it cannot start."""
-    arguments = _parser().parse_args(argv)
-    _set_up_logging(verbose=arguments.verbose)
+    arguments = make_parser().parse_args(argv)
+    set_up_logging("pageferryd", verbose=arguments.verbose)
+    manager = ServiceManager.from_environment(os.environ)
+
+    def read_configuration() -> Config:
+        return _configuration(arguments.config)
+
     try:
         _tell_sabotage()
-        config = _configuration(arguments.config)
+        config = read_configuration()
         check_certificates(config)
         if arguments.check:
             print("the configuration is fine")
             return 0
         with state_directory(config.state_directory):
-            trio.run(run_daemon, config)
+            trio.run(partial(run_daemon, config, manager=manager, reread=read_configuration))
     except PageferryError as error:
         print(f"pageferryd: {error.message}", file=sys.stderr)
         if error.advice:
@@ -61,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line, from which help and manual are made."""
     parser = argparse.ArgumentParser(
         prog="pageferryd", description="Carries running QEMU guests to and from other hosts."
     )
@@ -113,16 +126,6 @@ def _tell_sabotage() -> None:
         log.warning("SABOTAGE IS ON, guests will be lost: %s", ", ".join(rules))
 
 
-def _set_up_logging(*, verbose: bool) -> None:
-    """Plain lines on stderr; the journal adds time and unit by itself."""
-    in_journal = "JOURNAL_STREAM" in os.environ
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format=JOURNAL_FORMAT if in_journal else TERMINAL_FORMAT,
-        stream=sys.stderr,
-    )
-
-
 @contextmanager
 def state_directory(path: Path) -> Iterator[None]:
     """Make the state directory, private and locked for this daemon alone. Raises RefusedError."""
@@ -154,19 +157,38 @@ def state_directory(path: Path) -> Iterator[None]:
 class _Sockets:
     control: socket.socket
     listeners: list[trio.SocketListener]
+    metrics: list[trio.SocketListener]
+    owned_path: Path | None
+    """The control socket's, where it is ours to remove at the end and not systemd's."""
 
 
-async def _open_sockets(config: Config) -> _Sockets:
-    """All that can fail at start-up, before anything runs."""
-    control = bind_control_socket(
-        config.control_socket, config.control_socket_mode, config.read_only_gid
-    )
+async def _open_sockets(config: Config, manager: ServiceManager) -> _Sockets:
+    """All that can fail at start-up, before anything runs. What systemd listens on is taken over:
+    a socket named ``control``, and any named ``agent``."""
+    passed = [socket.socket(fileno=fd) for _name, fd in manager.take(CONTROL_SOCKET_NAME)]
+    agents = [socket.socket(fileno=fd) for _name, fd in manager.take(AGENT_SOCKET_NAME)]
+    owned_path = None
+    if passed:
+        control = passed[0]
+    else:
+        control = bind_control_socket(
+            config.control_socket, config.control_socket_mode, config.read_only_gid
+        )
+        owned_path = config.control_socket
     try:
-        return _Sockets(control, await open_listeners(config.listen))
+        if agents:
+            listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(s)) for s in agents]
+        else:
+            listeners = await open_listeners(config.listen)
+        metrics = []
+        if config.metrics_listen is not None:
+            metrics = await open_metrics_listeners(config.metrics_listen)
     except BaseException:
         control.close()
-        config.control_socket.unlink(missing_ok=True)
+        if owned_path is not None:
+            owned_path.unlink(missing_ok=True)
         raise
+    return _Sockets(control, listeners, metrics, owned_path)
 
 
 async def run_daemon(
@@ -174,56 +196,71 @@ async def run_daemon(
     *,
     hooks: Hooks | None = None,
     worker_command: Sequence[str] = WORKER_COMMAND,
+    manager: ServiceManager | None = None,
+    reread: Callable[[], Config] | None = None,
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then cancel what runs, wait for it, and return.
+    """Serve until SIGTERM or SIGINT.
 
-    Raises RefusedError when it cannot start. A second signal ends the waiting: workers whose daemon
-    has gone cancel by themselves.
+    Without systemd, and at SIGINT, what runs is cancelled then and waited for; a second signal ends
+    the waiting. At SIGTERM under systemd migrations go on: systemd keeps their links for the next
+    daemon, or closes them, which cancels them, when there is to be none. SIGHUP reads the
+    configuration again (*reread*). Raises RefusedError when it cannot start.
     """
-    hooks = hooks or hooks_for(config.encryption)
+    hooks, manager = hooks or hooks_for(config.encryption), manager or ServiceManager()
     registry = Registry()
     server = ControlServer(registry, may_change=access_for(config.read_only_gid))
-    supervisor = Supervisor(config, server.emit, hooks=hooks, worker_command=worker_command)
+    supervisor = Supervisor(
+        config, server.emit, hooks=hooks, worker_command=worker_command, manager=manager
+    )
+    metrics = Metrics(supervisor.migrations, lambda: server.clients)
+    server.observe = lambda name, succeeded: metrics.command(name, succeeded=succeeded)
+    supervisor.workers.on_end = metrics.ended
     Commands(config, supervisor, hooks, server.may_change).register(registry)
-    sockets = await _open_sockets(config)
+    sockets = await _open_sockets(config, manager)
+    signal_numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with trio.open_signal_receiver(*signal_numbers) as signals:
             async with trio.open_nursery() as nursery:
                 await nursery.start(supervisor.run)
+                manager.close_rest()
                 listener = Listener(config, supervisor, hooks)
                 nursery.start_soon(listener.serve, sockets.listeners)
                 nursery.start_soon(server.serve, sockets.control)
+                if sockets.metrics:
+                    nursery.start_soon(MetricsServer(metrics.registry).serve, sockets.metrics)
+                nursery.start_soon(manager.feed_watchdog)
                 log.info("listening on %s, control %s", config.listen, config.control_socket)
+                manager.ready(f"listening on {config.listen}")
                 task_status.started(supervisor)
-                await _wait_for_the_end(
-                    signals, supervisor, (listener.credentials, supervisor.credentials)
-                )
+                credentials = (listener.credentials, supervisor.credentials)
+                reloader = Reloader(supervisor, manager, reread, credentials)
+                await _obey(signals, supervisor, manager, reloader)
                 nursery.cancel_scope.cancel()
     finally:
-        config.control_socket.unlink(missing_ok=True)
+        if sockets.owned_path is not None:
+            sockets.owned_path.unlink(missing_ok=True)
+        remove(config.metrics_listen)
 
 
-async def _wait_for_the_end(
-    signals: AsyncIterator[int], supervisor: Supervisor, credentials: Sequence[Credentials]
+async def _obey(
+    signals: AsyncIterator[int], supervisor: Supervisor, manager: ServiceManager, reloader: Reloader
 ) -> None:
-    while (received := await anext(signals)) == signal.SIGHUP:
-        _reload(credentials)
-    log.info("%s: stopping", signal.Signals(received).name)
+    """Until the daemon is to end."""
+    received = await anext(signals)
+    while received == signal.SIGHUP:
+        await reloader.reload()
+        received = await anext(signals)
+    name = signal.Signals(received).name
+    log.info("%s: stopping", name)
+    manager.stopping(f"{name}: stopping")
+    if received == signal.SIGTERM and manager.is_there:
+        await supervisor.hand_over()
+        return
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_at_next, signals, nursery.cancel_scope)
         await supervisor.shutdown()
         nursery.cancel_scope.cancel()
-
-
-def _reload(credentials: Sequence[Credentials]) -> None:
-    """Changed files are noticed anyway, at the next connection; this tells at once what is wrong
-    with them."""
-    for each in credentials:
-        try:
-            each.reload()
-        except CertificateFileError as error:
-            log.error("SIGHUP: %s; %s", error, error.advice)
 
 
 async def _cancel_at_next(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

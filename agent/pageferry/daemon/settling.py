@@ -11,6 +11,7 @@ from typing import Any, Final
 from pageferry.control.info import FINAL_STATUSES
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
+from pageferry.daemon.worker_process import WORKER_VARIABLE
 from pageferry.migration.journal import JournalError, journals, read_journal
 from pageferry.model.errors import PageferryError
 from pageferry.model.phase import DestinationPhase, SourcePhase, is_over
@@ -19,9 +20,6 @@ log = logging.getLogger(__name__)
 
 LastWord = dict[str, Any]
 """``info`` and ``error``, as a worker's last packet has them."""
-
-WORKER_VARIABLE: Final = "PAGEFERRY_MIGRATION_ID"
-"""In each worker's environment, so that a daemon can find workers of the one before it."""
 
 STATUS_OF_PHASE: Final = {
     SourcePhase.COMPLETED.value: "completed",

@@ -1,10 +1,8 @@
-"""Worker processes: one for each migration, started, watched and reaped.
+"""Migrations: started, asked about, changed, cancelled. `workers` sees to the processes.
 
 Rules:
 
 - One migration per guest at a time, and a guest is one by the real path of its QMP socket.
-- A worker that died without its last word has left a guest that may be stopped: it is settled from
-  its journal, and only after the process has provably ended.
 - The daemon never kills a worker to get rid of a migration. It asks; the worker decides, since
   only the worker knows whether the commit has begun.
 """
@@ -14,7 +12,8 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import trio
@@ -23,17 +22,19 @@ from pageferry.certificates.description import CertificateInfo
 from pageferry.certificates.files import Side
 from pageferry.control.errors import DEVICE_NOT_FOUND, CommandError
 from pageferry.daemon.admission import check_same_certificate, check_sender, packet_of
+from pageferry.daemon.announcing import Announcer, Emit
 from pageferry.daemon.config import Config
-from pageferry.daemon.descriptors import FdOwner
 from pageferry.daemon.guests import Guest, GuestDirectory
-from pageferry.daemon.history import History, record_of
+from pageferry.daemon.history import History
 from pageferry.daemon.hooks import Hooks
+from pageferry.daemon.keeping import NAME_PREFIX, Keeper
 from pageferry.daemon.leftovers import Leftovers
 from pageferry.daemon.migrations import Migration, MigrationLog
-from pageferry.daemon.settling import WORKER_VARIABLE, settle_after_death
-from pageferry.daemon.worker_process import WORKER_COMMAND, WorkerProcess
+from pageferry.daemon.systemd import ServiceManager
+from pageferry.daemon.worker_process import WORKER_COMMAND
+from pageferry.daemon.workers import START_S, Workers
 from pageferry.migration.link import LinkLostError
-from pageferry.model.errors import MigrationFailedError, RefusedError
+from pageferry.model.errors import RefusedError
 from pageferry.model.parameters import MigrationParameters, check_changeable
 from pageferry.net.address import Address
 from pageferry.net.caller import Caller
@@ -49,12 +50,6 @@ CANCEL_ANSWER_S = 5.0
 SET_ANSWER_S = 5.0
 """How long the worker may take to say whether it takes new parameters; it does so at once."""
 
-RESIDENCY_EVENT_S = 1.0
-"""Least time between two MIGRATION_RESIDENCY events of one migration."""
-
-Emit = Callable[[str, dict[str, Any]], None]
-Packet = dict[str, Any]
-
 
 class Supervisor:
     """Starts migrations and knows what becomes of them. `run` must be running for that."""
@@ -66,35 +61,48 @@ class Supervisor:
         *,
         hooks: Hooks | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
+        manager: ServiceManager | None = None,
     ) -> None:
         self.guests = GuestDirectory(config)
         self.migrations = MigrationLog()
         self.history = History(config.state_directory)
         self.defaults = config.defaults
-        self._config = config
-        self._emit = emit
-        self._hooks = hooks or Hooks()
-        self._worker_command = worker_command
+        self.config = config
+        self._manager = manager or ServiceManager()
+        hooks = hooks or Hooks()
         self.credentials = Credentials(config.encryption.directory, Side.CLIENT)
         self.leftovers = Leftovers(
             state_dir=config.state_directory,
-            hooks=self._hooks,
+            hooks=hooks,
             is_running=self._has_worker,
             emit=emit,
             settled=self._take_in_journals,
         )
-        self._nursery: trio.Nursery | None = None
+        self.workers = Workers(
+            self.migrations,
+            self.history,
+            Announcer(emit),
+            Keeper(self._manager),
+            hooks=hooks,
+            command=worker_command,
+            state_dir=config.state_directory,
+            ended=self.leftovers.note,
+        )
         self._stopping = False
+        self._reserved: dict[str, str] = {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch over workers until cancelled. Cancelling abandons them: call `shutdown` first."""
+        """Watch over workers until cancelled, first over those that the daemon before this one had.
+
+        Cancelling abandons them: call `shutdown` or `hand_over` first.
+        """
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            await nursery.start(self.workers.run)
+            await self.workers.adopt_all(self._manager.take(NAME_PREFIX))
             await self._take_in_journals()
             self.leftovers.scan()
             nursery.start_soon(self.leftovers.run)
             task_status.started()
-            await trio.sleep_forever()
 
     async def shutdown(self) -> None:
         """Take no more migrations, cancel the running ones, and wait until they have ended.
@@ -107,6 +115,26 @@ class Supervisor:
             await self._ask_to_cancel(migration)
         for migration in self.migrations.running():
             await migration.finished.wait()
+
+    async def hand_over(self) -> None:
+        """Take no more migrations, and leave the running ones to the next daemon.
+
+        Where systemd does not keep their links they cancel by themselves, as after a crash.
+        """
+        self._stopping = True
+        running = self.migrations.running()
+        with trio.move_on_after(START_S):
+            for migration in running:
+                await migration.worker_started.wait()
+        for migration in running:
+            log.info("%s: goes on without this daemon", migration.migration_id)
+        await trio.to_thread.run_sync(self._manager.barrier)
+
+    def reconfigure(self, config: Config) -> None:
+        """Go on with another configuration. Migrations that run keep the parameters they have."""
+        self.config = config
+        self.defaults = config.defaults
+        self.guests = GuestDirectory(config)
 
     async def migrate(
         self,
@@ -135,9 +163,9 @@ class Supervisor:
             "port": destination.port,
             "destination-guest": name,
             "parameters": parameters.to_dict(),
-            "receivers": self._config.peers.receivers(migration.guest.label),
+            "receivers": self.config.peers.receivers(migration.guest.label),
         }
-        self._start(migration, job)
+        self.workers.start(migration, job)
         return migration
 
     async def receive_guest(self, hello: Hello, caller: Caller) -> None:
@@ -146,7 +174,7 @@ class Supervisor:
         Hands the connection over. Raises RefusedError, and has then handed nothing over.
         """
         guest = self.guests.by_name(hello.guest)
-        check_sender(self._config.peers, caller.certificate, guest)
+        check_sender(self.config.peers, caller.certificate, guest)
         if self.migrations.by_id(hello.migration_id, "destination") is not None:
             raise RefusedError(
                 f"migration {hello.migration_id} was tried here before",
@@ -165,8 +193,9 @@ class Supervisor:
                 "agent": hello.agent,
             },
             "tls": packet_of(caller.second_session),
+            "fingerprint": migration.fingerprint,
         }
-        self._start(migration, job, caller.hand_over())
+        self.workers.start(migration, job, caller.hand_over())
 
     def check_attach(self, attach: Attach, certificate: CertificateInfo | None) -> None:
         """Raise RefusedError when no migration here awaits data connections from the holder of
@@ -284,9 +313,32 @@ class Supervisor:
         """Whether no more migrations are taken."""
         return self._stopping
 
-    def is_busy(self, guest: Guest) -> bool:
-        """Whether a migration of *guest* runs."""
-        return any(other.guest.key == guest.key for other in self.migrations.running())
+    @contextmanager
+    def reserved(self, guest: Guest, why: str) -> Iterator[None]:
+        """Keep migrations, and others who want it, off *guest*: its QMP socket takes one client.
+
+        Raises RefusedError when it is in use.
+        """
+        self._check_free(guest)
+        self._reserved[guest.key] = why
+        try:
+            yield
+        finally:
+            del self._reserved[guest.key]
+
+    def _check_free(self, guest: Guest) -> None:
+        for other in self.migrations.running():
+            if other.guest.key == guest.key:
+                raise RefusedError(
+                    f"guest {guest.label} is in a migration already:"
+                    f" {other.migration_id}, {other.status}, as its {other.role}",
+                    advice="wait for it, or cancel it with `pageferry cancel`",
+                )
+        if guest.key in self._reserved:
+            raise RefusedError(
+                f"guest {guest.label} is in use: {self._reserved[guest.key]}",
+                advice="try again in a moment",
+            )
 
     def find(self, migration_id: str) -> Migration:
         """The migration of this ID. Raises CommandError."""
@@ -297,19 +349,13 @@ class Supervisor:
 
     def _check_certificates(self, destination: Address) -> None:
         """Raise RefusedError now rather than when the worker has looked at the whole guest."""
-        if self._config.encryption.is_needed(destination.host):
+        if self.config.encryption.is_needed(destination.host):
             self.credentials.valid_context()
 
     def _register(self, migration: Migration) -> Migration:
         if self._stopping:
             raise RefusedError("the daemon is stopping", advice="try again when it runs again")
-        for other in self.migrations.running():
-            if other.guest.key == migration.guest.key:
-                raise RefusedError(
-                    f"guest {migration.guest.label} is in a migration already:"
-                    f" {other.migration_id}, {other.status}, as its {other.role}",
-                    advice="wait for it, or cancel it with `pageferry cancel`",
-                )
+        self._check_free(migration.guest)
         left_over = self.leftovers.of_guest(migration.guest.key)
         if left_over is not None:
             raise RefusedError(
@@ -328,117 +374,9 @@ class Supervisor:
             "migration-id": migration.migration_id,
             "guest": migration.guest.label,
             "qmp": str(migration.guest.qmp),
-            "state-dir": str(self._config.state_directory),
-            "encryption": self._config.encryption.to_packet(),
+            "state-dir": str(self.config.state_directory),
+            "encryption": self.config.encryption.to_packet(),
         }
-
-    def _start(self, migration: Migration, job: dict[str, Any], fd: int | None = None) -> None:
-        if self._nursery is None:
-            raise RuntimeError("the supervisor is not running")
-        self._nursery.start_soon(self._watch, migration, job, FdOwner(fd))
-
-    async def _watch(self, migration: Migration, job: dict[str, Any], fd: FdOwner) -> None:
-        """The life of one worker. Never raises, but when cancelled."""
-        self._announce(migration)
-        environment = {WORKER_VARIABLE: migration.migration_id}
-        with fd:
-            try:
-                worker = await WorkerProcess.spawn(self._worker_command, environment)
-            except OSError as error:
-                self._end(migration, {}, _spawn_failed(error).report())
-                return
-            log.info(
-                "%s: worker %d, %s of guest %s",
-                migration.migration_id,
-                worker.pid,
-                migration.role,
-                migration.guest.label,
-            )
-            try:
-                last_word = await self._follow(migration, worker, job, fd)
-            except trio.Cancelled:
-                worker.abandon()
-                raise
-        how = await worker.end()
-        migration.worker_ended.set()
-        if last_word is None:
-            last_word = await self._settle(migration, how)
-        self.leftovers.note(migration.migration_id)
-        self._end(migration, last_word.get("info") or {}, last_word.get("error"))
-
-    async def _follow(
-        self, migration: Migration, worker: WorkerProcess, job: dict[str, Any], fd: FdOwner
-    ) -> dict[str, Any] | None:
-        """Talk to the worker until its last word. None when it ended without one."""
-        try:
-            await worker.send(job, fd.numbers)
-            fd.close()
-            migration.worker = worker
-            migration.worker_started.set()
-            if migration.cancel_asked:  # it was asked for before there was a worker to ask
-                await worker.send({"type": "cancel"})
-            while (packet := await worker.receive()).get("type") != "finished":
-                self._take(migration, packet)
-        except LinkLostError:
-            return None
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
-            log.error("%s: the worker makes no sense: %s", migration.migration_id, error)
-            return None
-        return packet
-
-    def _take(self, migration: Migration, packet: dict[str, Any]) -> None:
-        if packet["type"] == "status":
-            migration.update(packet["info"])
-            self._announce(migration)
-            self._announce_residency(migration)
-        elif packet["type"] == "cancel-answer":
-            migration.answer_cancel(bool(packet["accepted"]))
-        elif packet["type"] == "set-answer":
-            migration.answer_set(packet["error"])
-        elif packet["type"] == "event" and packet["event"] != "MIGRATION":
-            # MIGRATION is told from the status, once for each, and last when the worker has ended.
-            self._emit(packet["event"], {**packet["data"], **_identity(migration)})
-
-    def _announce(self, migration: Migration) -> None:
-        if migration.status != migration.announced:
-            migration.announced = migration.status
-            self._emit("MIGRATION", {"status": migration.status, **_identity(migration)})
-
-    def _announce_residency(self, migration: Migration) -> None:
-        counts = migration.info.get("residency") or {}
-        told_at, told = migration.announced_residency
-        now = trio.current_time()
-        if counts == told or now - told_at < RESIDENCY_EVENT_S:
-            return
-        migration.announced_residency = (now, counts)
-        self._emit(
-            "MIGRATION_RESIDENCY",
-            {
-                "phase": migration.info.get("phase", ""),
-                "elapsed": migration.info.get("total-time", 0),
-                **{key: value for key, value in counts.items() if key != "way"},
-                **_identity(migration),
-            },
-        )
-
-    async def _settle(self, migration: Migration, how: str) -> Packet:
-        """After a worker died. Returns the last word that it owed."""
-        for role in ("source", "destination"):
-            # Settling looks at both journals where both ends are on this host.
-            other = self.migrations.by_id(migration.migration_id, role)
-            if other is not None:
-                await other.worker_ended.wait()
-        state_dir = self._config.state_directory
-        return await settle_after_death(self._hooks, state_dir, migration, how)
-
-    def _end(self, migration: Migration, info: dict[str, Any], error: Packet | None) -> None:
-        migration.finish(info, error)
-        self.history.add(record_of(migration.info, migration.started_s, time.time()))
-        if error is None:
-            log.info("%s: %s", migration.migration_id, migration.status)
-        else:
-            log.warning("%s: %s: %s", migration.migration_id, migration.status, error["message"])
-        self._announce(migration)
 
     async def _ask_to_cancel(self, migration: Migration) -> None:
         migration.cancel_asked = True
@@ -447,19 +385,3 @@ class Supervisor:
                 await migration.worker.send({"type": "cancel"})
             except LinkLostError:
                 log.debug("%s: ended before it was cancelled", migration.migration_id)
-
-
-def _identity(migration: Migration) -> dict[str, Any]:
-    return {
-        "migration-id": migration.migration_id,
-        "guest": migration.guest.label,
-        "role": migration.role,
-    }
-
-
-def _spawn_failed(error: OSError) -> MigrationFailedError:
-    return MigrationFailedError(
-        f"no worker process could be started: {error.strerror or error}",
-        guest_state="untouched",
-        advice="check the daemon's limits on processes and memory",
-    )

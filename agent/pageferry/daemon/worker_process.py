@@ -1,34 +1,99 @@
 """A worker process: started in a session of its own, and talked to over the link.
 
-Ctrl-C on the daemon's terminal does not reach it, and it outlives the daemon: when the link ends it
-cancels its migration by itself, or brings it to an end where it has committed already.
+Ctrl-C on the daemon's terminal does not reach it, and it outlives the daemon. When nobody holds our
+end of the link any more it cancels its migration by itself, or brings it to an end where it has
+committed already; when systemd holds it, the next daemon takes the worker over (`adopt`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import trio
 
-from pageferry.migration.link import Link, socket_pair
+from pageferry.migration.link import Link, LinkLostError, socket_pair
 
 WORKER_COMMAND: Final = (sys.executable, "-m", "pageferry.migration.worker")
+
+WORKER_VARIABLE: Final = "PAGEFERRY_MIGRATION_ID"
+"""In each worker's environment, so that a daemon can find workers of the one before it."""
 
 EXIT_GRACE_S: Final = 30.0
 """How long a worker may take to end after its last word. It only closes things by then."""
 
 
+class _Process(Protocol):
+    """The process behind a link."""
+
+    pid: int
+
+    async def wait(self) -> str:
+        """Wait for its end; tells how it ended."""
+
+    def kill(self) -> None:
+        """End it by force."""
+
+
+class _Child:
+    """One that this daemon started, and reaps."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.pid = process.pid
+        self._process = process
+
+    async def wait(self) -> str:
+        code = await self._process.wait()
+        return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+class _Orphan:
+    """One that a daemon before this one started: only its end can be waited for."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+
+    async def wait(self) -> str:
+        await trio.lowlevel.wait_readable(self._pidfd)
+        os.close(self._pidfd)
+        return "how, only the daemon before this one could have seen"
+
+    def kill(self) -> None:
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+
+class _Gone:
+    """One that had ended before this daemon came."""
+
+    pid = 0
+
+    async def wait(self) -> str:
+        return "while no daemon ran"
+
+    def kill(self) -> None:
+        return
+
+
 class WorkerProcess:
     """A running worker. `send` and `receive` are those of its link; see migration.link."""
 
-    def __init__(self, process: trio.Process, link: Link) -> None:
+    def __init__(self, process: _Process, link: Link) -> None:
         self._process = process
         self._link = link
         self.pid = process.pid
+        self.unread: dict[str, Any] | None = None
+        """A packet that was taken off the link and is to be received again."""
 
     @classmethod
     async def spawn(cls, command: Sequence[str], environment: Mapping[str, str]) -> WorkerProcess:
@@ -50,7 +115,31 @@ class WorkerProcess:
         except BaseException:
             link.close()
             raise
-        return cls(process, link)
+        return cls(_Child(process), link)
+
+    @classmethod
+    def adopt(cls, link_fd: int) -> WorkerProcess:
+        """The worker at the other end of a link that the daemon before this one had.
+
+        Takes over *link_fd*. Which process it is `identify` finds out.
+        """
+        return cls(_Gone(), Link(socket.socket(fileno=link_fd)))
+
+    async def identify(
+        self, migration_id: str, take: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        """Ask an adopted worker who it is; returns its packet, an ``identity`` or ``finished``.
+
+        What comes before goes to *take*. Raises LinkLostError, ValueError.
+        """
+        with contextlib.suppress(LinkLostError):  # what it said before it ended can still be read
+            await self.send({"type": "identify"})
+        while (packet := await self.receive()).get("type") not in ("identity", "finished"):
+            take(packet)
+        orphan = _orphan(int(packet.get("pid", 0)), migration_id)
+        if orphan is not None:
+            self._process, self.pid = orphan, orphan.pid
+        return packet
 
     async def send(self, packet: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send a packet. Raises LinkLostError when the worker is gone."""
@@ -58,10 +147,17 @@ class WorkerProcess:
 
     async def receive(self) -> dict[str, Any]:
         """The next packet. Raises LinkLostError at the end, ValueError on what is no packet."""
+        if self.unread is not None:
+            packet, self.unread = self.unread, None
+            return packet
         packet, fds = await self._link.receive()
         if fds or not isinstance(packet, dict):
             raise ValueError("a worker sent what no worker sends")
         return packet
+
+    def link_fd(self) -> int:
+        """The descriptor of our end of the link, which stays ours."""
+        return self._link.fileno()
 
     def abandon(self) -> None:
         """Close the link and leave the worker to itself: it cancels, or ends what it committed."""
@@ -81,5 +177,23 @@ class WorkerProcess:
 
     async def wait(self) -> str:
         """Wait for the process to end and reap it; tells how it ended."""
-        code = await self._process.wait()
-        return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        return await self._process.wait()
+
+
+def _orphan(pid: int, migration_id: str) -> _Orphan | None:
+    """The process, unless it has ended, or its number is another's by now."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except PermissionError:
+        return _Orphan(pid, pidfd)
+    except OSError:
+        environment = []
+    # Looked at after the descriptor was opened: the process cannot have been replaced since.
+    if f"{WORKER_VARIABLE}={migration_id}".encode() not in environment:
+        os.close(pidfd)
+        return None
+    return _Orphan(pid, pidfd)

@@ -60,12 +60,18 @@ class Link:
         Raises LinkLostError at the end. After a cancellation nothing has been taken off the link.
         """
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-        try:
-            data, ancillary, _flags, _address = await self._socket.recvmsg(
-                PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC
-            )
-        except ConnectionError as error:
-            raise LinkLostError("the process at the other end is gone") from error
+        while True:
+            try:
+                data, ancillary, _flags, _address = await self._socket.recvmsg(
+                    PACKET_BYTES, space, socket.MSG_CMSG_CLOEXEC
+                )
+            except ConnectionResetError:
+                # The other end closed with something of ours unread. The kernel says so once, ahead
+                # of what it had sent before: its last word is still to come.
+                continue
+            except (ConnectionError, trio.ClosedResourceError) as error:
+                raise LinkLostError("the process at the other end is gone") from error
+            break
         fds = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -75,6 +81,10 @@ class Link:
                 os.close(fd)
             raise LinkLostError("the process at the other end is gone")
         return json.loads(data), list(fds)
+
+    def fileno(self) -> int:
+        """The descriptor of this end."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Close this end; the other end reads the end of the link."""

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import trio
 
+from pageferry.logs import log_context, set_up_logging
 from pageferry.migration.destination import DestinationMigration
 from pageferry.migration.job import DestinationJob, SourceJob
 from pageferry.migration.link import Link, LinkLostError
@@ -63,7 +64,15 @@ class Worker:
         """Do the job that comes first on the link. Returns the process's exit status."""
         with trio.fail_after(JOB_TIMEOUT_S):
             self._job, fds = await self._link.receive()
-        migration = self._migration(self._job, fds)
+        context = log_context(
+            migration_id=self._job["migration-id"],
+            guest=self._job["guest"],
+            role=self._job["role"],
+        )
+        with context:
+            return await self._work(self._migration(self._job, fds))
+
+    async def _work(self, migration: Migration) -> int:
         error: PageferryError | None = None
         async with trio.open_nursery() as talking:
             talking.start_soon(self._outbox.run)
@@ -175,9 +184,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="pageferry-worker")
     parser.add_argument("--link-fd", type=int, required=True)
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s"
-    )
+    set_up_logging("pageferry-worker")
 
     async def run() -> int:
         link = Link(socket.socket(fileno=arguments.link_fd))

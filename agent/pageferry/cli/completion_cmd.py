@@ -1,0 +1,58 @@
+"""`pageferry completion`: a completion script for a shell."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final
+
+import shtab
+
+from pageferry.cli.exit_codes import ExitCode
+
+SUMMARY = "print a completion script for a shell"
+
+DESCRIPTION = """\
+Prints a script that completes pageferry's verbs and options, and the names of guests and
+migrations that the daemon knows. For bash:
+
+    pageferry completion bash > /etc/bash_completion.d/pageferry"""
+
+SHELLS: Final = ("bash", "zsh")
+
+# The daemon is asked while the operator waits at a prompt: quietly, and not for long.
+_PREAMBLE: Final = {
+    "bash": """
+_pageferry_guests() {
+    compgen -W "$(timeout 1 pageferry guests --names 2>/dev/null)" -- "$1"
+}
+_pageferry_migrations() {
+    compgen -W "$(timeout 1 pageferry status --names 2>/dev/null)" -- "$1"
+}
+""",
+    "zsh": """
+_pageferry_guests() {
+    compadd -- ${(f)"$(timeout 1 pageferry guests --names 2>/dev/null)"}
+}
+_pageferry_migrations() {
+    compadd -- ${(f)"$(timeout 1 pageferry status --names 2>/dev/null)"}
+}
+""",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this verb."""
+    parser.add_argument("shell", choices=SHELLS, help="which shell")
+
+
+async def run(arguments: argparse.Namespace) -> ExitCode:
+    """Do it."""
+    from pageferry.cli.main import make_parser  # main imports the verbs
+
+    print(script(make_parser(), arguments.shell), end="")
+    return ExitCode.COMPLETED
+
+
+def script(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script for one of SHELLS."""
+    return shtab.complete(parser, shell=shell, preamble=_PREAMBLE[shell]).rstrip() + "\n"

@@ -1,0 +1,70 @@
+"""`pageferry set`: parameters of a running migration, or of those that will start."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from pageferry.cli.exit_codes import ExitCode
+from pageferry.cli.output import print_error, print_json
+from pageferry.cli.values import MIGRATION_COMPLETION, parameters_from
+from pageferry.cli.watching import find_migration
+from pageferry.control.client import open_client
+from pageferry.control.errors import CommandError
+from pageferry.control.types import PARAMETERS
+
+SUMMARY = "set parameters of a running migration"
+
+DESCRIPTION = """\
+Sets parameters of the running migration of GUEST, or of the one with that ID; they are in effect
+when the command returns. With --defaults they are those of migrations that start from now on, until
+the daemon starts anew or reads its configuration again. Without KEY=VALUE the parameters are shown.
+
+While a migration runs, channels and residency-way cannot be changed any more."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of this verb."""
+    reference = parser.add_argument(
+        "reference", metavar="GUEST|ID", nargs="?", help="left out with --defaults"
+    )
+    reference.complete = MIGRATION_COMPLETION  # type: ignore[attr-defined]
+    names = ", ".join(member.name for member in PARAMETERS)
+    parser.add_argument("assignments", metavar="KEY=VALUE", nargs="*", help=f"KEY: {names}")
+    parser.add_argument("--defaults", action="store_true", help="of migrations from now on")
+    parser.add_argument("--json", action="store_true", help="the parameters, then, as an object")
+
+
+async def run(arguments: argparse.Namespace) -> ExitCode:
+    """Do it. Raises CommandError and DaemonUnreachableError."""
+    reference, assignments = arguments.reference, list(arguments.assignments)
+    if arguments.defaults and reference is not None:
+        assignments, reference = [reference, *assignments], None
+    try:
+        if not arguments.defaults and reference is None:
+            raise ValueError("say which migration: GUEST or ID, or --defaults")
+        values = parameters_from(assignments)
+    except ValueError as error:
+        print_error({"message": str(error), "advice": "see pageferry set --help"})
+        return ExitCode.USAGE
+    async with open_client(arguments.socket) as client:
+        which = {}
+        if reference is not None:
+            found = await find_migration(client, reference)
+            if found is None:
+                raise CommandError(f"{reference} is in no migration")
+            which = {"migration-id": found.migration_id}
+        if values:
+            await client.execute("migrate-set-parameters", {**which, **values})
+        now = await client.execute("query-migrate-parameters", which)
+    if arguments.json:
+        print_json(now)
+        return ExitCode.COMPLETED
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for member in PARAMETERS:
+        table.add_row(member.name, str(now.get(member.name, "chosen by itself")), member.doc)
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+    return ExitCode.COMPLETED

@@ -1,0 +1,69 @@
+"""Values as operators write them on a command line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pageferry.control.schema import Builtin, Enum, Member
+from pageferry.control.types import PARAMETERS
+
+_SIZE: Final = re.compile(r"(\d+)\s*([kKmMgGtT]?)(?:i?[bB])?")
+_FACTORS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_TRUTH: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+GUEST_NAME_COMPLETION: Final = {"bash": "_pageferry_guests", "zsh": "_pageferry_guests"}
+"""For shtab: a function of the completion script that lists guests."""
+
+MIGRATION_COMPLETION: Final = {"bash": "_pageferry_migrations", "zsh": "_pageferry_migrations"}
+
+
+def size_of(text: str) -> int:
+    """Bytes, from a number with perhaps a binary K, M, G or T. Raises ArgumentTypeError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write as in 65536, 512K or 4M")
+    return int(match[1]) * _FACTORS[match[2].lower()]
+
+
+def parameters_from(assignments: Sequence[str]) -> dict[str, Any]:
+    """Migration parameters from KEY=VALUE. Raises ValueError, saying what would be right.
+
+    The daemon checks ranges; here it is only told apart what is a number and what is a word.
+    """
+    known = {member.name: member for member in PARAMETERS}
+    values = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if key not in known:
+            raise ValueError(f"there is no parameter {key!r}; known are {', '.join(known)}")
+        if not equals:
+            raise ValueError(f"give {key} a value: {key}=VALUE")
+        values[key] = _value(known[key], text)
+    return values
+
+
+def _value(member: Member, text: str) -> Any:
+    kind = member.type
+    wanted = "a word"
+    try:
+        if kind is Builtin.INT:
+            wanted = "a whole number"
+            return int(text)
+        if kind is Builtin.SIZE:
+            wanted = "a size, as in 65536, 512K or 4M"
+            return size_of(text)
+        if kind is Builtin.NUMBER:
+            wanted = "a number"
+            return float(text)
+        if kind is Builtin.BOOL:
+            wanted = "on or off"
+            return _TRUTH[text.lower()]
+        if isinstance(kind, Enum):
+            wanted = f"one of {', '.join(kind.values)}"
+            return kind.values[kind.values.index(text)]
+    except (ValueError, KeyError, argparse.ArgumentTypeError):
+        raise ValueError(f"{member.name} is {text!r}; give it {wanted}") from None
+    return text

@@ -1,0 +1,1 @@
+"""The reference and the manual pages, written from the code: ``make reference``."""
