@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import trio
 
-from pageferry.control.registry import Peer
+from pageferry.control.errors import CommandError
+from pageferry.control.registry import Peer, Registry
 from pageferry.daemon.access import access_for
+from pageferry.daemon.commands import Commands
 from pageferry.daemon.config import ConfigError, parse_config
 from tests.support.daemon_bench import running_daemon
 
@@ -77,6 +79,28 @@ async def test_group_may_query_and_nothing_else(open_folder: Path) -> None:
         _, status, allowed, _ = await asked_as(0, GROUP, [], *commands)
         assert status["return"]["access"] == "full"
         assert allowed == {"return": []}
+
+
+async def test_reader_cannot_make_the_daemon_connect_anywhere(tmp_path: Path) -> None:
+    async with running_daemon(tmp_path) as bench:
+        registry = Registry()
+        hooks = bench.hooks.hooks()
+        Commands(bench.config, bench.supervisor, hooks, lambda peer: peer.uid == 0).register(
+            registry
+        )
+        qmp = bench.guest("web")
+        root, reader = Peer(1, 0, 0), Peer(2, 1000, GROUP)
+        for name, arguments in (
+            ("query-residency", {"guest": str(qmp)}),
+            ("query-migrate", {"guest": str(qmp)}),
+            ("query-doctor", {"guest": str(qmp)}),
+            ("query-doctor", {"uri": "127.0.0.1:1"}),
+        ):
+            with pytest.raises(CommandError) as caught:
+                await registry.call(name, arguments, reader)
+            assert caught.value.report["kind"] == "denied"
+            await registry.call(name, arguments, root)
+        assert await registry.call("query-residency", {"guest": "web"}, reader)
 
 
 def test_who_may_change() -> None:

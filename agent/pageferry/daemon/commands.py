@@ -102,7 +102,7 @@ class Commands:
     async def _migrate(self, arguments: Arguments, peer: Peer) -> Arguments:
         parameters = self._supervisor.defaults.updated(arguments.get("parameters", {}))
         destination = parse_uri(arguments["uri"])
-        guest = self._supervisor.guests.by_reference(arguments["guest"])
+        guest = self._guest(arguments["guest"], peer)
         migration = await self._supervisor.migrate(
             guest, destination, arguments.get("destination-guest"), parameters
         )
@@ -110,7 +110,7 @@ class Commands:
         return {"migration-id": migration.migration_id}
 
     async def _migrate_cancel(self, arguments: Arguments, peer: Peer) -> None:
-        migration = self._chosen_or_error(arguments) if arguments else None
+        migration = self._chosen_or_error(arguments, peer) if arguments else None
         if migration is None:
             running = self._supervisor.migrations.running()
             if len(running) != 1:
@@ -121,8 +121,8 @@ class Commands:
         log.info("%s: cancel asked for by %s", migration.migration_id, peer)
         await self._supervisor.cancel(migration)
 
-    async def _query_migrate(self, arguments: Arguments, _peer: Peer) -> Arguments:
-        migration = self._chosen(arguments)
+    async def _query_migrate(self, arguments: Arguments, peer: Peer) -> Arguments:
+        migration = self._chosen(arguments, peer)
         if migration is None and not arguments:
             migration = next(reversed(list(self._supervisor.migrations)), None)
         return {} if migration is None else migration.info
@@ -136,16 +136,16 @@ class Commands:
             raise CommandError("Parameter 'limit' expects a number from 1")
         return self._supervisor.history.newest(arguments.get("guest"), limit)
 
-    async def _set_parameters(self, arguments: Arguments, _peer: Peer) -> None:
+    async def _set_parameters(self, arguments: Arguments, peer: Peer) -> None:
         values = {key: value for key, value in arguments.items() if key in KEYS.values()}
         if "migration-id" in arguments or "guest" in arguments:
-            await self._supervisor.set_parameters(self._chosen_or_error(arguments), values)
+            await self._supervisor.set_parameters(self._chosen_or_error(arguments, peer), values)
         else:
             self._supervisor.defaults = self._supervisor.defaults.updated(values)
 
-    async def _query_parameters(self, arguments: Arguments, _peer: Peer) -> Arguments:
+    async def _query_parameters(self, arguments: Arguments, peer: Peer) -> Arguments:
         if arguments:
-            return self._chosen_or_error(arguments).parameters.to_dict()
+            return self._chosen_or_error(arguments, peer).parameters.to_dict()
         return self._supervisor.defaults.to_dict()
 
     async def _recover(self, arguments: Arguments, _peer: Peer) -> Any:
@@ -156,15 +156,15 @@ class Commands:
         except JournalError as error:
             raise CommandError(str(error)) from error
 
-    async def _residency(self, arguments: Arguments, _peer: Peer) -> Arguments:
+    async def _residency(self, arguments: Arguments, peer: Peer) -> Arguments:
         cells = arguments.get("cells")
         if cells is not None and not 1 <= cells <= MAX_CELLS:
             raise CommandError(f"Parameter 'cells' expects a number from 1 to {MAX_CELLS}")
-        guest = self._supervisor.guests.by_reference(arguments["guest"])
+        guest = self._guest(arguments["guest"], peer)
         with self._supervisor.reserved(guest, "its residency is being looked at"):
             return await self._hooks.residency(guest.qmp, cells)
 
-    async def _estimate(self, arguments: Arguments, _peer: Peer) -> Arguments:
+    async def _estimate(self, arguments: Arguments, peer: Peer) -> Arguments:
         sample_s = arguments.get("sample-time", DEFAULT_SAMPLE_S)
         if not MIN_SAMPLE_S <= sample_s <= MAX_SAMPLE_S:
             raise CommandError(
@@ -174,7 +174,7 @@ class Commands:
             if arguments.get(name) == 0:
                 raise CommandError(f"Parameter '{name}' expects bytes per second above 0")
         parameters = self._supervisor.defaults.updated(arguments.get("parameters", {}))
-        guest = self._supervisor.guests.by_reference(arguments["guest"])
+        guest = self._guest(arguments["guest"], peer)
         with self._supervisor.reserved(guest, "its costs are being estimated"):
             return await self._hooks.estimate(
                 {
@@ -186,30 +186,47 @@ class Commands:
                 }
             )
 
-    async def _doctor(self, arguments: Arguments, _peer: Peer) -> list[Arguments]:
+    async def _doctor(self, arguments: Arguments, peer: Peer) -> list[Arguments]:
         guest = destination = None
         if "guest" in arguments:
-            guest = self._supervisor.guests.by_reference(arguments["guest"])
+            guest = self._guest(arguments["guest"], peer)
         if "uri" in arguments:
+            if not self._may_change(peer):
+                raise CommandError.denied(
+                    f"a client (uid {peer.uid}) that may only read cannot have other hosts looked"
+                    " at",
+                    "leave uri out, or ask root",
+                )
             destination = parse_uri(arguments["uri"])
         checks = await examine(
             self._supervisor.config, self._supervisor, self._hooks, guest, destination
         )
         return [check.as_dict() for check in checks]
 
-    def _chosen(self, arguments: Arguments) -> Migration | None:
+    def _guest(self, reference: str, peer: Peer) -> Guest:
+        """The guest of that name; by the path of its socket only for who may do everything, since
+        the daemon connects to whatever is named. Raises RefusedError, CommandError."""
+        if reference.startswith("/") and not self._may_change(peer):
+            raise CommandError.denied(
+                f"a guest cannot be named by the path of a socket by a client (uid {peer.uid}) that"
+                " may only read",
+                "use its name, see query-guests",
+            )
+        return self._supervisor.guests.by_reference(reference)
+
+    def _chosen(self, arguments: Arguments, peer: Peer) -> Migration | None:
         """The migration that the arguments name; None where a guest has none, or none is named."""
         if "migration-id" in arguments and "guest" in arguments:
             raise CommandError("give migration-id or guest, not both")
         if "migration-id" in arguments:
             return self._supervisor.find(arguments["migration-id"])
         if "guest" in arguments:
-            guest = self._supervisor.guests.by_reference(arguments["guest"])
+            guest = self._guest(arguments["guest"], peer)
             return self._supervisor.migrations.of_guest(guest)
         return None
 
-    def _chosen_or_error(self, arguments: Arguments) -> Migration:
-        migration = self._chosen(arguments)
+    def _chosen_or_error(self, arguments: Arguments, peer: Peer) -> Migration:
+        migration = self._chosen(arguments, peer)
         if migration is None:
             raise CommandError("this guest has not been migrated", DEVICE_NOT_FOUND)
         return migration
