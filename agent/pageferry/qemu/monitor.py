@@ -121,7 +121,10 @@ class Monitor:
 
     def _publish(self, event: Event) -> None:
         for subscriber in self._subscribers:
-            with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
+            # Closed: the connection's end was noticed while its last events were still queued.
+            with contextlib.suppress(
+                trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError
+            ):
                 subscriber.send_nowait(event)
 
     def _end(self) -> None:
