@@ -229,7 +229,7 @@ def test_a_digest_that_nobody_knows(source: Source) -> None:
     thrown_out(source, "crc8", qemu_waits=False)
 
 
-@pytest.mark.parametrize("versions", [(2, 3), (60000, 65535)])
+@pytest.mark.parametrize("versions", [(3, 4), (60000, 65535)])
 def test_only_versions_that_are_not_spoken_here(source: Source, versions: tuple[int, int]) -> None:
     source.say(source.hello(*versions))
     refuse = source.expect(m.Refuse)
