@@ -24,7 +24,7 @@ from pageferry.testing.lab.swap import some_swap
 MIB = 1024 * 1024
 
 TIMEOUT_S = 120.0
-POLL_S = 0.1
+POLL_S = 0.05
 
 UNLIMITED_BYTES_PER_S = 1 << 40
 """QEMU's default of 128 MiB/s would measure nothing but itself."""
