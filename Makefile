@@ -1,6 +1,10 @@
 # make demo            carry a guest whose cold memory lies in swap, and show what became of it
 # make demo JSON=FILE  the same, and write the result as JSON
 # make demo QEMU=10.0  the same with the QEMU of Debian's backports instead of its own
+# make bench           pageferry, QEMU's own migration and the machine's limits (QUICK=1: one short run)
+# make bench-scale     what a guest's size costs, up to 256 GiB (QUICK=1: up to 16)
+#                      both: JSON=FILE TABLES=FILE; bench: PICTURES=FOLDER ONLY=NAME,... RUNS=N
+# make bench-docs      both, into docs/: what is there of an interrupted bench is kept
 # make test            everything that runs on this machine; skips say why
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
 # make lint            formatting, lint rules and types
@@ -21,15 +25,37 @@ READY := $(VENV)/ready
 NATIVE_SOURCES := $(wildcard native/*.c native/*.h native/*.py)
 JSON :=
 QEMU :=
+QUICK :=
+TABLES :=
+PICTURES :=
+ONLY :=
+RUNS :=
+LOCK :=
 TESTS := tests
+BENCH_READY := $(VENV)/bench
+BENCH := $(PYTHON) -m pageferry.testing.bench
+BENCH_OPTIONS = $(if $(QUICK),--quick) $(if $(JSON),--json "$(JSON)") $(if $(TABLES),--tables "$(TABLES)") \
+	$(if $(LOCK),--lock "$(LOCK)")
 SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo fuzz test lint reference native clean prepared kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo bench bench-scale bench-docs fuzz test lint reference native clean prepared
+.PHONY: kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
+
+bench: $(BENCH_READY)
+	$(BENCH).main $(BENCH_OPTIONS) $(if $(PICTURES),--pictures "$(PICTURES)") \
+		$(if $(ONLY),--only "$(ONLY)") $(if $(RUNS),--runs $(RUNS))
+
+bench-scale: $(READY)
+	$(BENCH).scale.main $(BENCH_OPTIONS)
+
+bench-docs:
+	$(MAKE) bench TABLES=docs/performance-figures.md PICTURES=docs/img
+	$(MAKE) bench-scale TABLES=docs/scale-figures.md
 
 test: $(READY)
 	$(PYTHON) -m pytest $(TESTS)
@@ -73,6 +99,10 @@ native: prepared
 # Installed anew when the sources of the extensions or the dependencies change.
 $(READY): pyproject.toml setup.py $(NATIVE_SOURCES) | prepared
 	$(PYTHON) -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(BENCH_READY): $(READY)
+	$(PYTHON) -m pip install --quiet --editable '.[test,bench]'
 	touch $@
 
 prepared:

@@ -107,8 +107,11 @@ def longest_silence_s(times_s: Sequence[float], begin_s: float, end_s: float) ->
     Measured from outside, so it is the same for whoever carries the guest: the downtime, or a
     longer wait for memory.
     """
-    near = [at_s for at_s in times_s if begin_s - 2 * REPORT_S <= at_s <= end_s]
-    pauses = [later - earlier for earlier, later in itertools.pairwise(near)]
+    pauses = [
+        later - earlier
+        for earlier, later in itertools.pairwise(times_s)
+        if begin_s <= later <= end_s
+    ]
     return max(0.0, max(pauses, default=0.0) - REPORT_S)
 
 

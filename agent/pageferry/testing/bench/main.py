@@ -8,22 +8,21 @@ found a wrong byte.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from pageferry.testing.bench.locking import locked
 from pageferry.testing.bench.machine import machine, machine_text, revision
 from pageferry.testing.bench.order import RunKey, interleaved
 from pageferry.testing.bench.pictures import NoMatplotlibError, draw_all
 from pageferry.testing.bench.results import Results, Run, to_continue, to_json
 from pageferry.testing.bench.running import LIMIT, run_limit, run_migration
 from pageferry.testing.bench.scenarios import CONNECTIONS, Scenario, scenarios
-from pageferry.testing.bench.tables import as_markdown, as_rich, memory_grid, speed_grid
+from pageferry.testing.bench.tables import FILE_WIDTH, as_markdown, as_rich, memory_grid, speed_grid
 from pageferry.testing.lab.cache import cache_folder
 from pageferry.testing.lab.cleanup import LabError, orderly_termination
 from pageferry.testing.lab.hosts import is_root
@@ -31,9 +30,6 @@ from pageferry.testing.lab.packages import PackageError, qemu_10
 from pageferry.testing.lab.swap import some_swap
 
 RUNS = 3
-
-FILE_WIDTH = 160
-"""Columns of the tables when they do not go to a terminal."""
 
 TRIES = 2
 """A run that cannot be set up is tried once more: reclaim may be too slow to settle a guest."""
@@ -56,27 +52,36 @@ class Bench:
         failures = []
         runs = int(self._results.settings["runs"])
         for scenario in self._chosen:
-            self._console.print(f"[bold]{scenario.name}[/bold]: {scenario.title}")
             contenders = (LIMIT, *scenario.contenders)
-            for key in interleaved(scenario.name, contenders, runs, scenario.once):
-                if self._results.has(key):
-                    continue
-                try:
-                    self._make(scenario, key)
-                except LabError as error:
-                    failures.append(f"{key.scenario}, {key.contender}: {error}")
-                    self._console.print(f"  {key.contender}: {error}", style="red")
+            keys = [
+                key
+                for key in interleaved(scenario.name, contenders, runs, scenario.once)
+                if not self._results.has(key)
+            ]
+            if keys:
+                self._console.print(f"[bold]{scenario.name}[/bold]: {scenario.title}")
+                with locked(self._lock), some_swap():
+                    failures += self._make_all(scenario, keys)
         if not failures:
             self._results.finished = True
         self._write()
+        return failures
+
+    def _make_all(self, scenario: Scenario, keys: Sequence[RunKey]) -> list[str]:
+        failures = []
+        for key in keys:
+            try:
+                self._make(scenario, key)
+            except LabError as error:
+                failures.append(f"{key.scenario}, {key.contender}: {error}")
+                self._console.print(f"  {key.contender}: {error}", style="red")
         return failures
 
     def _make(self, scenario: Scenario, key: RunKey) -> None:
         began_s = time.monotonic()
         for left in reversed(range(TRIES)):
             try:
-                with _locked(self._lock), some_swap():
-                    run = _run(scenario, key)
+                run = _run(scenario, key)
                 break
             except LabError:
                 if not left:
@@ -106,16 +111,6 @@ def _run(scenario: Scenario, key: RunKey) -> Run | None:
     if key.contender == LIMIT:
         return run_limit(scenario, key.number)
     return run_migration(scenario, key)
-
-
-@contextlib.contextmanager
-def _locked(path: Path | None) -> Iterator[None]:
-    if path is None:
-        yield
-        return
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def markdown_of(results: Results) -> str:
@@ -218,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         "--lock",
         type=Path,
         metavar="FILE",
-        help="hold this lock (flock) for each run: for a machine on which others measure too",
+        help="hold this lock (flock) for each scenario: for a machine on which others measure too",
     )
     return parser
 

@@ -13,6 +13,9 @@ from pageferry.testing.bench.statistics import ratio
 
 MIB = 1024 * 1024
 
+FILE_WIDTH = 160
+"""Columns of the tables when they do not go to a terminal."""
+
 NOTHING = "–"
 
 LIMIT = "limit"
@@ -20,11 +23,12 @@ LIMIT = "limit"
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table as text: the first two columns are names, the others numbers."""
+    """A table as text: the first *names* columns are names, the others numbers."""
 
     title: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
+    names: int = 1
 
 
 Cell = Callable[[Results, str, str], str]
@@ -67,24 +71,25 @@ def memory_grid(results: Results) -> Grid:
     ]
     grid = _grid("Memory", results, names, columns)
     rows = [row for row in grid.rows if row[1] != LIMIT]
-    return Grid(grid.title, grid.headings, rows)
+    return Grid(grid.title, grid.headings, rows, 2)
 
 
 def as_rich(grid: Grid) -> Table:
     """For a terminal."""
     table = Table(title=grid.title, title_justify="left")
     for number, heading in enumerate(grid.headings):
-        table.add_column(heading, justify="left" if number < 2 else "right")
+        table.add_column(heading, justify="left" if number < grid.names else "right")
     for number, row in enumerate(grid.rows):
-        ends = number + 1 == len(grid.rows) or grid.rows[number + 1][0] != row[0]
-        first = row[0] if not number or grid.rows[number - 1][0] != row[0] else ""
-        table.add_row(first, *row[1:], end_section=ends)
+        below = grid.rows[number + 1][0] if number + 1 < len(grid.rows) else None
+        above = grid.rows[number - 1][0] if number else None
+        first = "" if row[0] == above else row[0]
+        table.add_row(first, *row[1:], end_section=grid.names > 1 and row[0] != below)
     return table
 
 
 def as_markdown(grid: Grid) -> str:
     """For a document."""
-    rule = ["---" if number < 2 else "--:" for number in range(len(grid.headings))]
+    rule = ["---" if number < grid.names else "--:" for number in range(len(grid.headings))]
     lines = [grid.headings, rule, *grid.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -97,7 +102,7 @@ def _grid(
         for name in names
         for contender in _in_order(results.contenders(name))
     ]
-    return Grid(title, ["guest", "by", *(heading for heading, _cell in columns)], rows)
+    return Grid(title, ["guest", "by", *(heading for heading, _cell in columns)], rows, 2)
 
 
 def _in_order(contenders: Sequence[str]) -> list[str]:
