@@ -202,7 +202,12 @@ def run_daemon_pair(
     network: Network = ONE_HOST,
 ) -> Iterator[tuple[LabDaemon, LabDaemon]]:
     """The source's daemon and the destination's. `environment` is added to what both inherit."""
-    start = functools.partial(run_daemon, defaults=defaults, environment=environment)
+    # Beyond loopback a source, too, must be told that it may talk without TLS; QEMU, which the pair
+    # is compared with, does not encrypt either.
+    settings = "" if network.destination_host == LOOPBACK else "plaintext = true"
+    start = functools.partial(
+        run_daemon, defaults=defaults, environment=environment, settings=settings
+    )
     with (
         start("source", folder / "a", source_guests, prefix=network.source_prefix) as source,
         start(
