@@ -138,3 +138,25 @@ def test_imports_within_functions_and_relative_ones_are_found(
     module.write_text("from ..net import data\ndef f():\n    import os.path\n    from . import y\n")
     assert set(imports_of(module)) >= {"pageferry.net", "pageferry.net.data", "os.path"}
     assert "pageferry.model.y" in set(imports_of(module))
+
+
+PURE_BENCH = {"order", "statistics", "results", "tables"}
+"""Modules of the bench that decide and lay out, and touch nothing."""
+
+
+def test_laboratory_does_not_know_the_bench() -> None:
+    for path in (ROOT / "testing" / "lab").rglob("*.py"):
+        for name in imports_of(path):
+            assert not is_within(name, "pageferry.testing.bench"), f"{path} imports {name}"
+
+
+def test_bench_keeps_figures_apart_from_measuring() -> None:
+    bench = ROOT / "testing" / "bench"
+    for module in PURE_BENCH:
+        for name in imports_of(bench / f"{module}.py"):
+            assert name.split(".")[0] not in EFFECTS, f"{module} is pure, and imports {name}"
+    measuring = {path.stem for path in bench.rglob("*.py")} - PURE_BENCH - {"scenarios", "__init__"}
+    for module in PURE_BENCH:
+        for name in imports_of(bench / f"{module}.py"):
+            last = name.removeprefix("pageferry.testing.bench.").split(".")[0]
+            assert last not in measuring, f"{module} is pure, and imports {name}"
