@@ -15,6 +15,9 @@ from pageferry.testing.lab.measuring import Measurement
 
 MIB = 1024 * 1024
 
+START_BYTES = MIB
+"""More than any handshake: from here on memory is on the wire."""
+
 REPORT_S = 0.1
 """A running guest says something this often."""
 
@@ -47,6 +50,7 @@ def figures_of(
     return {
         "total_s": found.total_s,
         "reported_total_s": None if outcome.total_ms is None else outcome.total_ms / 1000,
+        "start_s": _start_s(during),
         "downtime_ms": outcome.downtime_ms,
         "longest_silence_ms": 1000 * longest_silence_s(_times(guest), span.begin_s, span.last_s),
         "rounds": outcome.rounds,
@@ -123,6 +127,14 @@ def _bulk_rate(sights: Sequence[Sight]) -> float | None:
     """How fast the destination's memory filled, without the start and the tail."""
     amounts = [sight.destination_allocated_bytes / MIB for sight in sights]
     return rate_between([sight.at_s for sight in sights], amounts, 0.1, 0.9)
+
+
+def _start_s(during: Sequence[Sight]) -> float | None:
+    """How long it took until memory was on the wire."""
+    for sight in during:
+        if sight.wire_bytes - during[0].wire_bytes > START_BYTES:
+            return sight.at_s - during[0].at_s
+    return None
 
 
 def _wire_mib(sights: Sequence[Sight]) -> float | None:

@@ -41,6 +41,7 @@ def speed_grid(results: Results) -> Grid:
         ("total, s", _figure("total_s", "{:.2f}")),
         ("× multifd", _against(MULTIFD, "total_s")),
         ("of the limit", _of_limit),
+        ("start, s", _figure("start_s", "{:.1f}")),
         ("MiB/s", _figure("rate_mib_per_s", "{:.0f}")),
         ("bulk MiB/s", _figure("bulk_mib_per_s", "{:.0f}")),
         ("downtime, ms", _figure("downtime_ms", "{:.0f}")),

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.testing.bench.orchestrating import orchestrated_carry
@@ -43,16 +43,20 @@ def carry_of_size(binary: QemuBinary, ram_gib: int) -> dict[str, float]:
             "downtime_ms": float(found.outcome.downtime_ms or 0),
             "source_worker_mib": peaks.worker_bytes["source"] / MIB,
             "destination_worker_mib": peaks.worker_bytes["destination"] / MIB,
-            "qemu_page_tables_mib": peaks.page_table_bytes / MIB,
+            "worker_page_tables_mib": peaks.worker_table_bytes / MIB,
+            "qemu_page_tables_mib": peaks.qemu_table_bytes / MIB,
         }
 
 
 @dataclass(slots=True)
 class _Peaks:
-    """The most memory that was seen: of the workers their own, of QEMU its page tables."""
+    """The most memory that was seen: what the workers allocated (the RAM that they map is not
+    theirs), and page tables of a worker and of the source's QEMU.
+    """
 
-    worker_bytes: dict[str, int] = field(default_factory=dict)
-    page_table_bytes: int = 0
+    worker_bytes: dict[str, int]
+    worker_table_bytes: int = 0
+    qemu_table_bytes: int = 0
 
 
 @contextlib.contextmanager
@@ -65,7 +69,9 @@ def _peaks(daemons: tuple[LabDaemon, LabDaemon], qemu_pid: int) -> Iterator[_Pea
                 for pid in _children(daemon.process.pid):
                     seen = status_bytes(pid, "RssAnon")
                     peaks.worker_bytes[daemon.name] = max(seen, peaks.worker_bytes[daemon.name])
-            peaks.page_table_bytes = max(peaks.page_table_bytes, status_bytes(qemu_pid, "VmPTE"))
+                    seen = status_bytes(pid, "VmPTE")
+                    peaks.worker_table_bytes = max(seen, peaks.worker_table_bytes)
+            peaks.qemu_table_bytes = max(peaks.qemu_table_bytes, status_bytes(qemu_pid, "VmPTE"))
             time.sleep(INTERVAL_S)
 
     thread = threading.Thread(target=look, name="peaks")

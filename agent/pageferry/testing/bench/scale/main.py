@@ -45,6 +45,7 @@ CARRIED = {
     "downtime_ms": "downtime, ms",
     "source_worker_mib": "source's worker, MiB",
     "destination_worker_mib": "destination's worker, MiB",
+    "worker_page_tables_mib": "a worker's page tables, MiB",
     "qemu_page_tables_mib": "QEMU's page tables, MiB",
 }
 
