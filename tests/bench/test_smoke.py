@@ -43,8 +43,8 @@ def test_a_quick_bench(host_swap: object, newest_qemu: QemuBinary, tmp_path: Pat
     ]
     results = Results(
         {"date": "today", "processors": 1, "processor": "one", "memory_gib": 1}
-        | {"kernel": "k", "qemu": "q", "accelerator": "tcg"},
-        {"runs": 1, "revision": "", "connections": 2},
+        | {"kernel": "k", "qemu": "q", "accelerator": "tcg", "load_at_start": 0},
+        {"quick": True, "runs": 1, "revision": "", "connections": 2},
         {scenario.name: scenario.title for scenario in chosen},
     )
     file = tmp_path / "bench.json"

@@ -50,5 +50,6 @@ def machine_text(found: dict[str, Any]) -> str:
     """One line about it."""
     return (
         f"{found['date']}: {found['processors']} × {found['processor']}, {found['memory_gib']} GiB,"
-        f" Linux {found['kernel']}, QEMU {found['qemu']} ({found['accelerator']})"
+        f" Linux {found['kernel']}, QEMU {found['qemu']} ({found['accelerator']}),"
+        f" load {found['load_at_start']} before it began"
     )

@@ -8,6 +8,7 @@ found a wrong byte.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -113,18 +114,24 @@ def _run(scenario: Scenario, key: RunKey) -> Run | None:
     return run_migration(scenario, key)
 
 
-def markdown_of(results: Results) -> str:
-    """The tables for the documents, with what they were measured on."""
+def markdown_of(results: Results, pictures: Sequence[str] = ()) -> str:
+    """The tables for the documents, with what they were measured on. *pictures*: their paths, as
+    seen from the document.
+    """
     settings = results.settings
     parts = [
         "<!-- Written by `make bench TABLES=FILE`. -->",
         f"Measured on {machine_text(results.machine)}; pageferry {settings['revision']};"
-        f" {settings['connections']} connections; medians of {settings['runs']} runs.",
+        f" {settings['connections']} connections; {settings['runs']} run(s) of each, and their medians.",
     ]
+    if settings["quick"]:
+        parts.append("**Provisional**: a quick bench, with smaller guests and one run of each.")
+    guests = [f"- **{name}**: {title}" for name, title in results.titles.items()]
+    parts.append("\n".join(guests))
     for grid in (speed_grid(results), memory_grid(results)):
         parts += [f"### {grid.title}", as_markdown(grid).rstrip()]
-    guests = [f"- **{name}**: {title}" for name, title in results.titles.items()]
-    return "\n\n".join([*parts[:2], "\n".join(guests), *parts[2:]]) + "\n"
+    parts += [f"![{Path(picture).stem}]({picture})" for picture in pictures]
+    return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,13 +185,15 @@ def _show(results: Results, options: argparse.Namespace) -> None:
     console.print(machine_text(results.machine))
     for grid in (speed_grid(results), memory_grid(results)):
         console.print(as_rich(grid))
-    if options.tables is not None:
-        options.tables.write_text(markdown_of(results))
+    drawn = []
     if options.pictures is not None:
         try:
-            draw_all(results, options.pictures)
+            drawn = draw_all(results, options.pictures)
         except NoMatplotlibError as error:
             print(f"no pictures: {error}", file=sys.stderr)
+    if options.tables is not None:
+        seen = [os.path.relpath(path, options.tables.parent) for path in drawn]
+        options.tables.write_text(markdown_of(results, seen))
 
 
 def _chosen(known: Sequence[Scenario], names: str | None) -> list[Scenario]:
