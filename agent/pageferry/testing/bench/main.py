@@ -122,7 +122,7 @@ def markdown_of(results: Results, pictures: Sequence[str] = ()) -> str:
     parts = [
         "<!-- Written by `make bench TABLES=FILE`. -->",
         f"Measured on {machine_text(results.machine)}; pageferry {settings['revision']};"
-        f" {settings['connections']} connections; {settings['runs']} run(s) of each, and their medians.",
+        f" {settings['connections']} connections; medians of {settings['runs']} run(s).",
     ]
     if settings["quick"]:
         parts.append("**Provisional**: a quick bench, with smaller guests and one run of each.")
