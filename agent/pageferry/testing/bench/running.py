@@ -26,8 +26,8 @@ from pageferry.testing.lab.baseline import qemu_carry
 from pageferry.testing.lab.carrying import daemons_for
 from pageferry.testing.lab.daemons import Network
 from pageferry.testing.lab.guests import FreestandingGuest
+from pageferry.testing.lab.links import Link, loopback_link, shaped_link
 from pageferry.testing.lab.measuring import Outcome, measure
-from pageferry.testing.lab.network import LabNetwork, loopback_network, shaped_network
 from pageferry.testing.lab.settled import settled_pair
 
 LIMIT = "limit"
@@ -92,10 +92,10 @@ def run_limit(scenario: Scenario, number: int) -> Run | None:
     return Run(scenario.name, LIMIT, number, True, "", True, figures)
 
 
-def _network(scenario: Scenario) -> contextlib.AbstractContextManager[LabNetwork]:
+def _network(scenario: Scenario) -> contextlib.AbstractContextManager[Link]:
     if scenario.link_bits_per_s is None:
-        return loopback_network()
-    return shaped_network(scenario.link_bits_per_s)
+        return loopback_link()
+    return shaped_link(scenario.link_bits_per_s)
 
 
 @contextlib.contextmanager

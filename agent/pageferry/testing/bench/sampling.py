@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from pageferry.testing.lab.cleanup import LabError
 from pageferry.testing.lab.hosts import cached_bytes, swap_traffic
-from pageferry.testing.lab.network import received_bytes
+from pageferry.testing.lab.links import received_bytes
 from pageferry.testing.lab.qemus import LabQemu
 
 INTERVAL_S = 0.1
