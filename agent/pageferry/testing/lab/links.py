@@ -1,7 +1,7 @@
 """Links between the lab's two hosts, on which nothing else talks and whose bytes are counted.
 
-Both hosts are in network namespaces, so bytes on the wire are exactly those of what is measured, and
-a link can be as slow as wanted without any other program noticing.
+Both hosts are in network namespaces, so bytes on the wire are exactly those of what is measured,
+and a link can be as slow as wanted without any other program noticing.
 """
 
 from __future__ import annotations
