@@ -85,7 +85,7 @@ def boot(
 ) -> GuestReport:
     """Boot and wait for the guest to restart. Raises BootError when it does not come that far.
 
-    *count_instructions*: one processor, and a clock that moves one nanosecond with each instruction.
+    *count_instructions*: one processor, and a clock that moves a nanosecond with each instruction.
     """
     machine = ["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", str(MEMORY_MIB)]
     if count_instructions:

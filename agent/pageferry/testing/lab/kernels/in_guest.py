@@ -10,6 +10,7 @@ The argument is ``patched`` or ``unpatched``. The report is TAP.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -285,11 +286,11 @@ def cold_pass(ram: Ram, reader: ResidencyReader) -> ReadTrace:
 def steps_back(read: list[tuple[int, int]], batch_pages: int) -> int:
     """How often a batch begins before the slots of the batch before it."""
     parts = [read[first : first + batch_pages] for first in range(0, len(read), batch_pages)]
-    return sum(min(later) < max(earlier) for earlier, later in zip(parts, parts[1:], strict=False))
+    return sum(min(later) < max(earlier) for earlier, later in itertools.pairwise(parts))
 
 
 def check_cold_pass_goes_by_slot() -> None:
-    """Reads reach the swap areas in the order of slots, each page is read once and goes out again."""
+    """Reads reach the swap areas in the order of slots, each page once, and all go out again."""
     everything = set(range(PAGES))
     ram = Ram(everything, everything)
     where = slots(ram)

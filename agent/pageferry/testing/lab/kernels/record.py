@@ -1,7 +1,7 @@
 """What came out of testing a series: kept beside the patches, by the digest that it is of.
 
-A record says what was seen of exactly one state of the patches. Once they change, it is of something
-else, and ``make kernel-check`` says so until the series has been tested anew.
+A record says what was seen of exactly one state of the patches. Once they change, it is of
+something else, and ``make kernel-check`` says so until the series has been tested anew.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 What must hold:
 
-- patched: every check of the selftest and of pageferry's own code passes, and none is skipped but those
-  that this kernel cannot have;
-- unpatched: the selftest fails, else it shows nothing; pageferry falls back and is right all the same;
+- patched: every check of the selftest and of pageferry's own code passes, and none is skipped but
+  those that this kernel cannot have;
+- unpatched: the selftest fails, else it shows nothing; pageferry falls back and is right all the
+  same;
 - the kernel's own selftests of the same code say the same with the series as without;
 - the kernel complains of nothing, with all its checks on.
 """

@@ -120,7 +120,8 @@ def _list(value: object) -> list[object]:
 
 def _changes(patch: Path) -> list[Change]:
     found = re.findall(
-        r"^diff --git a/(\S+) b/\S+\n(?:(?:new|old|deleted)[^\n]*\n)*index ([0-9a-f]+)\.\.([0-9a-f]+)",
+        r"^diff --git a/(\S+) b/\S+\n(?:(?:new|old|deleted)[^\n]*\n)*"
+        r"index ([0-9a-f]+)\.\.([0-9a-f]+)",
         patch.read_text(encoding="utf-8"),
         re.MULTILINE,
     )

@@ -1,10 +1,10 @@
 """Debian's source package of a kernel: linux-source-6.12 and its like, in an exact version.
 
-A package brings the whole kernel in one archive. Checks need a handful of its files, which are taken
-out once and kept; builds unpack it whole.
+A package brings the whole kernel in one archive. Checks need a handful of its files, which are
+taken out once and kept; builds unpack it whole.
 
 Debian keeps a version only for a while. When the pinned one is gone, the newest of the same package
-takes its place, and `Source.pinned` says so: a series has to apply to that, too, or needs an update.
+takes its place, and `Source.pinned` says so: a series may need an update to apply to that.
 """
 
 from __future__ import annotations
