@@ -30,9 +30,9 @@
 #define BATCH_ENTRIES 2048
 
 /*
- * Runs that are no farther apart are read together: a call takes 1.1 us for one entry and 1.3 us for
- * 64. A batch in the order of swap slots may ask for hundreds of single pages all over the block, so
- * reading all that lies between them would take a hundred times as long.
+ * Runs that are no farther apart are read together: a call takes 1.1 us for one entry, 1.3 us for 64
+ * and 7.6 us for 2048. A batch in the order of swap slots may ask for hundreds of single pages all
+ * over the block.
  */
 #define MAX_GAP_ENTRIES 64
 

@@ -14,7 +14,8 @@ from pageferry.testing.lab.kernels.applying import PatchError, apply_series, mad
 from pageferry.testing.lab.kernels.building import Variant
 from pageferry.testing.lab.kernels.mutants import all_mutants
 from pageferry.testing.lab.kernels.record import load, record_faults
-from pageferry.testing.lab.kernels.series import ZEROS, Series, all_series
+from pageferry.testing.lab.kernels.report import markdown_costs, markdown_results
+from pageferry.testing.lab.kernels.series import ZEROS, Series, all_series, patches_folder
 from pageferry.testing.lab.kernels.sources import SourceGoneError, touched_files
 from pageferry.testing.lab.packages import PackageError
 from tests.support import need
@@ -76,6 +77,17 @@ def test_record_tells_the_worth_of_the_patches(series: Series) -> None:
     assert all(after[state] < 1.05 * before[state] for state in anonymous)
     hole = "read shmem hole"
     assert after[hole] < 1.1 * before[hole]
+
+
+def test_readme_has_the_figures_of_the_records() -> None:
+    text = (patches_folder() / "README.md").read_text(encoding="utf-8")
+    results = [result for series in all_series() if (result := load(series))]
+    (newest_measured,) = (result for result in results if result.series == "v6.12")
+    for line in (*markdown_costs(newest_measured), *markdown_results(results)):
+        assert line in text, "print it with `python -m pageferry.testing.lab.kernels report`"
+    for series in all_series():
+        assert series.version in text
+    assert f"holds {len(all_mutants())} mistakes" in text
 
 
 @EACH

@@ -12,6 +12,7 @@
     running   all of that for one series
     mutants   wrong variants of the patches, which the selftest must catch
     record    what came out, kept beside the patches
+    report    the same as tables
 
 ``python -m pageferry.testing.lab.kernels --help`` is what ``make kernel-test`` calls.
 """

@@ -20,7 +20,8 @@ from pageferry.testing.lab.kernels.booting import BootError
 from pageferry.testing.lab.kernels.building import BuildError, Variant, kernel_tree
 from pageferry.testing.lab.kernels.image import ImageError
 from pageferry.testing.lab.kernels.mutants import run_mutants
-from pageferry.testing.lab.kernels.record import Result, cost_table, record_faults, save
+from pageferry.testing.lab.kernels.record import Result, load, record_faults, save
+from pageferry.testing.lab.kernels.report import cost_table, markdown_costs, markdown_results
 from pageferry.testing.lab.kernels.running import run_series
 from pageferry.testing.lab.kernels.series import Series, all_series, series_named
 from pageferry.testing.lab.kernels.sources import SourceGoneError, source_of, touched_files
@@ -32,7 +33,7 @@ ERRORS = (PackageError, PatchError, BuildError, BootError, ImageError, ValueErro
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; 0 when all is as it should be."""
     parser = argparse.ArgumentParser(prog="python -m pageferry.testing.lab.kernels")
-    parser.add_argument("verb", choices=("test", "check", "mutants"))
+    parser.add_argument("verb", choices=("test", "check", "mutants", "report"))
     parser.add_argument("--series", action="append", default=[], help="a name such as v6.12")
     parser.add_argument("--variant", action="append", default=[], choices=[*Variant])
     parser.add_argument("--no-cost", action="store_true", help="count no instructions")
@@ -52,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _do(series: Series, variants: Sequence[Variant], given: argparse.Namespace) -> list[str]:
+    if given.verb == "report":
+        result = load(series)
+        lines = [*markdown_costs(result), *markdown_results([result])] if result else ["untested"]
+        print(series.name, *lines, sep="\n")
+        return []
     if given.verb == "check":
         faults = check(series)
         print(f"{series.name}: {'FAULTY' if faults else 'applies, and was tested as it is'}")

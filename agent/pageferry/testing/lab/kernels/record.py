@@ -151,23 +151,10 @@ def record_faults(series: Series) -> list[str]:
         return [f"{series.name} was never tested; {again}"]
     if result.digest != series.digest:
         return [f"{series.name} has changed since it was tested; {again}"]
-    missing = {"unpatched", "patched", "debug"} - set(result.checks)
+    wanted = {"unpatched", "patched", *(["debug"] if series.debug else [])}
+    missing = wanted - set(result.checks)
     missing |= {"unpatched", "patched"} - set(result.cost)
     found = [f"{series.name} was not tested completely ({', '.join(sorted(missing))})"] * bool(
         missing
     )
     return found + [f"{series.name}: {fault}" for fault in result.faults(series)]
-
-
-def cost_table(result: Result) -> list[str]:
-    """Lines of a table: million instructions per GiB, unpatched and patched."""
-    before, after = result.cost.get("unpatched", {}), result.cost.get("patched", {})
-    lines = [f"{'way':14} {'memory':10} {'state':52} {'unpatched':>10} {'patched':>10}"]
-    for key in sorted({*before, *after}):
-        way, memory, state = key.split()
-        values = [
-            f"{costs[key] / 1e6:10.1f}" if key in costs else f"{'-':>10}"
-            for costs in (before, after)
-        ]
-        lines.append(f"{way:14} {memory:10} {state.replace(',', ', '):52} {' '.join(values)}")
-    return lines

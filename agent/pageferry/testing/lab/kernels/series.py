@@ -27,6 +27,8 @@ class Series:
     """Folder of the memory management selftests in this kernel."""
     has_scan: bool
     """Whether this kernel has PAGEMAP_SCAN."""
+    debug: bool
+    """Whether its record must include a run with the kernel's own checks."""
     lacks_options: frozenset[str]
     """Options of the test configuration that this kernel does not know."""
     patches: tuple[Path, ...]
@@ -107,6 +109,7 @@ def _series(entry: dict[str, object]) -> Series:
         tarball_sha256=str(entry["tarball_sha256"]),
         selftests=str(entry["selftests"]),
         has_scan=bool(entry["has_scan"]),
+        debug=bool(entry["debug"]),
         lacks_options=frozenset(map(str, _list(entry["lacks_options"]))),
         patches=patches,
     )
