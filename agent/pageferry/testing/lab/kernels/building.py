@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ class KernelTree:
 
         Ask for the unpatched one first: a tree is not turned back.
         """
-        entry = self._entry(variant.value, *(_fragment(name) for name in variant.fragments))
+        entry = self._entry(variant.value, *self._fragments(variant))
         if not (entry / "bzImage").is_file():
             self._build(variant, entry)
         seconds = int((entry / "seconds").read_text())
@@ -79,7 +80,7 @@ class KernelTree:
 
     def selftests(self) -> dict[str, Path]:
         """The static test programs, by name; built in the kernel's own way. Raises BuildError."""
-        entry = self._entry("selftests", _fragment("base"))
+        entry = self._entry("selftests", *self._fragments(Variant.PATCHED))
         if not entry.is_dir():
             self._prepare(patched=True)
             fresh = entry.with_name(entry.name + ".making")
@@ -164,7 +165,7 @@ class KernelTree:
 
     def _configure(self, variant: Variant, objects: Path) -> None:
         objects.mkdir(parents=True, exist_ok=True)
-        wanted = "".join(_fragment(name) for name in variant.fragments)
+        wanted = "".join(self._fragments(variant))
         (objects / "wanted.config").write_text(wanted)
         self._make(objects, "tinyconfig")
         merge = ["scripts/kconfig/merge_config.sh", "-m", "-O", str(objects)]
@@ -172,14 +173,21 @@ class KernelTree:
         self._make(objects, "olddefconfig")
         got = set((objects / ".config").read_text().splitlines())
         lost = [
-            line
-            for line in wanted.splitlines()
-            if line.startswith("CONFIG_")
-            and line not in got
-            and line.partition("=")[0] not in self.series.lacks_options
+            line for line in wanted.splitlines() if line.startswith("CONFIG_") and line not in got
         ]
         if lost:
             raise BuildError(f"{self.series.name} does not take {', '.join(lost)}")
+
+    def _fragments(self, variant: Variant) -> list[str]:
+        """The configuration on top of tinyconfig, without what this series leaves out."""
+        return [
+            "".join(
+                line
+                for line in _fragment(name).splitlines(keepends=True)
+                if line.partition("=")[0] not in self.series.leaves_out
+            )
+            for name in variant.fragments
+        ]
 
     def _build_selftest(self, name: str, folder: Path) -> None:
         self._run(
@@ -204,7 +212,8 @@ class KernelTree:
             "KBUILD_BUILD_HOST": "lab",
             "CCACHE_DIR": str(cache_folder() / "kernels" / "ccache"),
         }
-        done = subprocess.run(
+        # A group of its own: when this is interrupted, the compilers that make started end, too.
+        process = subprocess.Popen(
             command,
             cwd=self._sources,
             env=environment,
@@ -213,11 +222,16 @@ class KernelTree:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=BUILD_TIMEOUT_S,
-            check=False,
+            process_group=0,
         )
-        if done.returncode:
-            raise BuildError(f"{' '.join(command[:8])} failed:\n{done.stdout[-3000:]}")
+        try:
+            said, _ = process.communicate(timeout=BUILD_TIMEOUT_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+        if process.returncode:
+            raise BuildError(f"{' '.join(command[:8])} failed:\n{said[-3000:]}")
 
 
 @contextmanager

@@ -29,8 +29,8 @@ class Series:
     """Whether this kernel has PAGEMAP_SCAN."""
     debug: bool
     """Whether its record must include a run with the kernel's own checks."""
-    lacks_options: frozenset[str]
-    """Options of the test configuration that this kernel does not know."""
+    leaves_out: frozenset[str]
+    """Options of the test configuration that this kernel is built without."""
     patches: tuple[Path, ...]
 
     @property
@@ -110,7 +110,7 @@ def _series(entry: dict[str, object]) -> Series:
         selftests=str(entry["selftests"]),
         has_scan=bool(entry["has_scan"]),
         debug=bool(entry["debug"]),
-        lacks_options=frozenset(map(str, _list(entry["lacks_options"]))),
+        leaves_out=frozenset(map(str, _list(entry["leaves_out"]))),
         patches=patches,
     )
 
