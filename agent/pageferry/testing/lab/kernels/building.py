@@ -80,7 +80,7 @@ class KernelTree:
 
     def selftests(self) -> dict[str, Path]:
         """The static test programs, by name; built in the kernel's own way. Raises BuildError."""
-        entry = self._entry("selftests", *self._fragments(Variant.PATCHED))
+        entry = self._entry("selftests", self.series.selftest_digest)
         if not entry.is_dir():
             self._prepare(patched=True)
             fresh = entry.with_name(entry.name + ".making")

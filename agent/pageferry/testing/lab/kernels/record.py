@@ -123,6 +123,8 @@ def save(series: Series, result: Result) -> None:
     if old is not None and old.digest == result.digest:
         for name in ("checks", "complaints", "build_seconds", "cost", "mutants"):
             setattr(result, name, {**getattr(old, name), **getattr(result, name)})
+        result.compiler = result.compiler or old.compiler
+        result.qemu = result.qemu or old.qemu
     path = record_path(series)
     path.parent.mkdir(exist_ok=True)
     text = json.dumps(asdict(result), indent=1, sort_keys=True, ensure_ascii=False)

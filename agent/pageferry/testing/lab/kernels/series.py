@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.testing.lab.cache import repository
 
 ZEROS = "0" * 40
+
+NO_CODE = ("Documentation/", "MAINTAINERS", "tools/")
+"""What a kernel is not built of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,16 @@ class Series:
 
     @property
     def code_digest(self) -> str:
-        """Names what the patches make of the kernel; the same when only their messages change."""
-        last = {change.path: change.after for change in self.changes()}
+        """Names the code that the patches make: the same when only their words change."""
+        return self._digest_of(lambda path: not path.startswith(NO_CODE))
+
+    @property
+    def selftest_digest(self) -> str:
+        """Names the selftests that the patches make."""
+        return self._digest_of(lambda path: path.startswith(self.selftests))
+
+    def _digest_of(self, counts: Callable[[str], bool]) -> str:
+        last = {change.path: change.after for change in self.changes() if counts(change.path)}
         return hashlib.sha256("\n".join(map(str, sorted(last.items()))).encode()).hexdigest()
 
     @property
