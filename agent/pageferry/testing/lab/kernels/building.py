@@ -7,6 +7,7 @@ installed it is used, with a cache beside the kernels.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -236,14 +237,20 @@ class KernelTree:
 
 @contextmanager
 def kernel_tree(series: Series, source: Source) -> Iterator[KernelTree]:
-    """A tree to build in, removed at the end. Its path is always the same, as ccache likes it."""
-    folder = cache_folder() / "kernels" / "work" / f"{series.name}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield KernelTree(series, source, folder)
-    finally:
+    """A tree to build in, removed at the end; another process that wants it waits.
+
+    Its path is always the same, as ccache likes it.
+    """
+    folder = cache_folder() / "kernels" / "work" / series.name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{series.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield KernelTree(series, source, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def build_program(source: Path, headers: Path, output: Path) -> None:
