@@ -20,6 +20,9 @@ from pageferry.testing.lab.kernels.sources import SourceGoneError, touched_files
 from pageferry.testing.lab.packages import PackageError
 from tests.support import need
 
+BOOTED = pytest.mark.parametrize(
+    "series", [one for one in all_series() if one.booted], ids=lambda series: series.name
+)
 EACH = pytest.mark.parametrize("series", all_series(), ids=lambda series: series.name)
 
 
@@ -60,7 +63,13 @@ def test_series_is_a_chain_from_its_kernel_on(series: Series) -> None:
     assert f"{series.selftests}/pagemap_shmem_swap.c" in names
 
 
-@EACH
+def test_readme_says_which_series_were_never_booted() -> None:
+    text = (patches_folder() / "README.md").read_text(encoding="utf-8")
+    for series in all_series():
+        assert (f"{series.name} was never booted" in text) is not series.booted
+
+
+@BOOTED
 def test_record_tells_the_worth_of_the_patches(series: Series) -> None:
     result = load(series)
     assert result is not None
@@ -102,9 +111,10 @@ def test_another_kernel_and_a_changed_patch_are_noticed(series: Series, tmp_path
             text.replace("walk->last = last;", "walk->last = first;")
         )
         patches.append(tmp_path / patch.name)
-    changed = dataclasses.replace(series, patches=tuple(patches))
+    changed = dataclasses.replace(series, patches=tuple(patches), booted=True)
     assert changed.digest != series.digest
-    assert any("has changed since" in fault for fault in record_faults(changed))
+    faults = record_faults(changed)
+    assert any("has changed since" in fault or "never tested" in fault for fault in faults)
     with pytest.raises(PatchError, match=r"makes another mm/shmem\.c than it names"):
         apply_series(changed, copy, exact=True)
 

@@ -146,7 +146,12 @@ def load(series: Series) -> Result | None:
 
 
 def record_faults(series: Series) -> list[str]:
-    """Why the record does not vouch for the present patches; empty when it does."""
+    """Why the record does not vouch for the present patches; empty when it does.
+
+    Empty, too, for a series that is not said to have been booted.
+    """
+    if not series.booted:
+        return []
     again = f"run `make kernel-test SERIES={series.name} RECORD=yes`"
     result = load(series)
     if result is None:

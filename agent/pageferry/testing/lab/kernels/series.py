@@ -31,6 +31,8 @@ class Series:
     """Folder of the memory management selftests in this kernel."""
     has_scan: bool
     """Whether this kernel has PAGEMAP_SCAN."""
+    booted: bool
+    """Whether it was built and booted: then there must be a record of that."""
     debug: bool
     """Whether its record must include a run with the kernel's own checks."""
     leaves_out: frozenset[str]
@@ -121,6 +123,7 @@ def _series(entry: dict[str, object]) -> Series:
         tarball_sha256=str(entry["tarball_sha256"]),
         selftests=str(entry["selftests"]),
         has_scan=bool(entry["has_scan"]),
+        booted=bool(entry["booted"]),
         debug=bool(entry["debug"]),
         leaves_out=frozenset(map(str, _list(entry["leaves_out"]))),
         patches=patches,
