@@ -85,6 +85,9 @@ int pf_punch(int fd, uint64_t file_offset, const struct pf_runs *runs);
 
 /* Appends the data (not hole) pages of the file range to "out". */
 int pf_data_pages(int fd, uint64_t file_offset, uint64_t pages, struct pf_pageset *out);
+/* The same among the pages of "within" only, at a cost that grows with those. */
+int pf_data_among(int fd, uint64_t file_offset, const struct pf_pageset *within,
+		  struct pf_pageset *out);
 /* The pages of "runs" that are swapped; *out is new. By cachestat(2): ENOSYS where it is missing. */
 int pf_cachestat_swapped(int fd, uint64_t file_offset, const struct pf_runs *runs,
 			 struct pf_runs **out);

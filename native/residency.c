@@ -43,10 +43,12 @@ static int look(int fd, uint64_t file_offset, uint64_t start, uint64_t count, st
 	return 0;
 }
 
-int pf_data_pages(int fd, uint64_t file_offset, uint64_t pages, struct pf_pageset *out)
+/* Appends the data pages among the "count" from "start" on. */
+static int data_range(int fd, uint64_t file_offset, uint64_t start, uint64_t count,
+		      struct pf_pageset *out)
 {
-	off_t limit = (off_t)(file_offset + pages * PF_PAGE_BYTES);
-	off_t data = (off_t)file_offset, hole;
+	off_t limit = (off_t)(file_offset + (start + count) * PF_PAGE_BYTES);
+	off_t data = (off_t)(file_offset + start * PF_PAGE_BYTES), hole;
 	uint64_t first, last;
 	int error;
 
@@ -68,6 +70,25 @@ int pf_data_pages(int fd, uint64_t file_offset, uint64_t pages, struct pf_pagese
 		if (error)
 			return error;
 		data = hole;
+	}
+	return 0;
+}
+
+int pf_data_pages(int fd, uint64_t file_offset, uint64_t pages, struct pf_pageset *out)
+{
+	return data_range(fd, file_offset, 0, pages, out);
+}
+
+int pf_data_among(int fd, uint64_t file_offset, const struct pf_pageset *within,
+		  struct pf_pageset *out)
+{
+	struct pf_run run = { 0 };
+	int error;
+
+	while (!pf_pageset_next(within, run.start + run.count, &run)) {
+		error = data_range(fd, file_offset, run.start, run.count, out);
+		if (error)
+			return error;
 	}
 	return 0;
 }

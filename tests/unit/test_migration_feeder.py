@@ -144,7 +144,7 @@ def test_batches_are_the_pages_in_order(pages: set[int], batch_pages: int) -> No
     for page in pages:
         page_set.add(page, 1)
     seen: list[int] = []
-    for batch in batches_of(3, MAPPING, page_set, batch_pages):
+    for batch in batches_of(3, MAPPING, page_set, lambda: batch_pages):
         assert batch.block == 3
         assert 0 < batch.runs.pages <= batch_pages
         for start, count in batch.runs:

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pageferry.model.errors import RefusedError
-from pageferry.model.parameters import KEYS, RESIDENCY_WAYS, MigrationParameters
+from pageferry.model.parameters import (
+    KEYS,
+    NO_CONVERGENCE_CHOICES,
+    RESIDENCY_WAYS,
+    MigrationParameters,
+    check_changeable,
+)
 
 VALID = st.fixed_dictionaries(
     {},
@@ -21,6 +27,14 @@ VALID = st.fixed_dictionaries(
         "residency-way": st.sampled_from(RESIDENCY_WAYS),
         "verify": st.booleans(),
         "timeout": st.floats(0.001, 1e6) | st.integers(1, 10**6),
+        "max-bandwidth": st.just(0) | st.integers(65536, 2**50),
+        "max-swap-bandwidth": st.just(0) | st.integers(65536, 2**50),
+        "swap-pacing": st.booleans(),
+        "auto-converge": st.booleans(),
+        "cpu-throttle-initial": st.integers(1, 99),
+        "cpu-throttle-increment": st.integers(1, 99),
+        "max-cpu-throttle": st.integers(1, 99),
+        "on-no-convergence": st.sampled_from(NO_CONVERGENCE_CHOICES),
     },
 )
 
@@ -33,6 +47,14 @@ def test_defaults() -> None:
         "verify": False,
         "compression": "off",
         "compression-level": 1,
+        "max-bandwidth": 0,
+        "max-swap-bandwidth": 0,
+        "swap-pacing": True,
+        "auto-converge": False,
+        "cpu-throttle-initial": 20,
+        "cpu-throttle-increment": 10,
+        "max-cpu-throttle": 99,
+        "on-no-convergence": "give-up",
     }
 
 
@@ -72,6 +94,19 @@ def test_none_sets_a_parameter_back() -> None:
         ("timeout", float("nan")),
         ("timeout", True),
         ("timeout", "1"),
+        ("max-bandwidth", 1000),
+        ("max-bandwidth", -1),
+        ("max-bandwidth", True),
+        ("max-bandwidth", 1e9),
+        ("max-swap-bandwidth", 2**51),
+        ("swap-pacing", 1),
+        ("auto-converge", "on"),
+        ("cpu-throttle-initial", 0),
+        ("cpu-throttle-increment", 100),
+        ("max-cpu-throttle", 100),
+        ("max-cpu-throttle", 50.0),
+        ("on-no-convergence", "hope"),
+        ("on-no-convergence", ["give-up"]),
     ],
 )
 def test_bad_value_is_refused_by_its_key(key: str, value: object) -> None:
@@ -90,3 +125,12 @@ def test_unknown_key_is_refused_with_the_known_ones() -> None:
 
 def test_every_attribute_has_a_key() -> None:
     assert set(KEYS) == set(MigrationParameters.__slots__)
+
+
+def test_only_what_is_settled_with_the_other_agent_is_fixed_while_a_migration_runs() -> None:
+    for key in KEYS.values():
+        if key in ("channels", "residency-way"):
+            with pytest.raises(RefusedError, match=key):
+                check_changeable({key: None})
+        else:
+            check_changeable({key: None})

@@ -13,7 +13,7 @@ from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.presenting import presenter_for
 from pageferry.cli.values import GUEST_NAME_COMPLETION, size_of
 from pageferry.control.client import open_client
-from pageferry.model.parameters import COMPRESSION_MODES
+from pageferry.model.parameters import COMPRESSION_MODES, NO_CONVERGENCE_CHOICES
 
 SUMMARY = "carry a running guest to another host"
 
@@ -45,8 +45,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compression", choices=COMPRESSION_MODES, help="pack pages by zstd (default: off)"
     )
     parser.add_argument("--compression-level", type=int, metavar="N", help="-7 to 19 (default: 1)")
-    parser.add_argument("--max-rounds", type=int, metavar="N", help="give up after so many")
+    parser.add_argument("--max-rounds", type=int, metavar="N", help="rounds at most")
     parser.add_argument("--timeout", type=float, metavar="S", help="give up after so long")
+    parser.add_argument(
+        "--max-bandwidth", type=size_of, metavar="SIZE", help="send no more than that per second"
+    )
+    parser.add_argument(
+        "--max-swap-bandwidth",
+        type=size_of,
+        metavar="SIZE",
+        help="page in no more than that per second",
+    )
+    parser.add_argument(
+        "--auto-converge",
+        action="store_true",
+        default=None,
+        help="throttle a guest that writes faster than can be sent",
+    )
+    parser.add_argument(
+        "--max-cpu-throttle",
+        type=int,
+        metavar="PERCENT",
+        help="never throttle it further than that",
+    )
+    parser.add_argument(
+        "--on-no-convergence",
+        choices=NO_CONVERGENCE_CHOICES,
+        help="what to do when all rounds are used up (give-up)",
+    )
     parser.add_argument("--detach", action="store_true", help="start it and return")
 
 
@@ -61,6 +87,11 @@ def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "timeout": arguments.timeout,
         "compression": arguments.compression,
         "compression-level": arguments.compression_level,
+        "max-bandwidth": arguments.max_bandwidth,
+        "max-swap-bandwidth": arguments.max_swap_bandwidth,
+        "auto-converge": arguments.auto_converge,
+        "max-cpu-throttle": arguments.max_cpu_throttle,
+        "on-no-convergence": arguments.on_no_convergence,
     }
     return {key: value for key, value in given.items() if value is not None}
 

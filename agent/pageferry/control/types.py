@@ -21,7 +21,11 @@ from pageferry.control.schema import (
     Struct,
     Type,
 )
-from pageferry.model.parameters import COMPRESSION_MODES, RESIDENCY_WAYS
+from pageferry.model.parameters import (
+    COMPRESSION_MODES,
+    NO_CONVERGENCE_CHOICES,
+    RESIDENCY_WAYS,
+)
 from pageferry.model.verdict import Verdict
 
 
@@ -44,6 +48,13 @@ WAY: Final = Enum("ResidencyWay", RESIDENCY_WAYS, "how it is learnt who is swapp
 
 COMPRESSION: Final = Enum("Compression", COMPRESSION_MODES, "when pages are packed")
 
+NO_CONVERGENCE: Final = Enum(
+    "NoConvergence",
+    NO_CONVERGENCE_CHOICES,
+    "give up and leave the guest where it is, go on until something changes, or switch over"
+    " with the downtime that it takes",
+)
+
 PARAMETERS: Final = (
     _optional("downtime-limit", INT, "longest downtime to aim for, in milliseconds"),
     _optional(
@@ -52,12 +63,24 @@ PARAMETERS: Final = (
         "bytes of cold pages that may be in memory at a time; chosen by the headroom unless given",
     ),
     _optional("channels", INT, "data connections"),
-    _optional("max-rounds", INT, "give up when the rest does not fit the limit after so many"),
+    _optional("max-rounds", INT, "rounds after which on-no-convergence says what to do"),
     _optional("residency-way", WAY, "the best that works, unless given"),
     _optional("verify", BOOL, "compare a hash of all memory while the guest is stopped"),
     _optional("timeout", NUMBER, "give up after so many seconds; without it, never"),
     _optional("compression", COMPRESSION, "pack pages by zstd: never, where faster, where smaller"),
     _optional("compression-level", INT, "zstd's level, -7 to 19"),
+    _optional("max-bandwidth", SIZE, "bytes per second on all data connections; 0: no limit"),
+    _optional(
+        "max-swap-bandwidth",
+        SIZE,
+        "bytes per second to page in, as many being paged out again; 0: no limit",
+    ),
+    _optional("swap-pacing", BOOL, "page in less while others on the host wait for memory or I/O"),
+    _optional("auto-converge", BOOL, "the guest's vCPUs may be throttled; off by default"),
+    _optional("cpu-throttle-initial", INT, "percent of the vCPUs' time taken at first"),
+    _optional("cpu-throttle-increment", INT, "percent more taken while rounds do not shrink"),
+    _optional("max-cpu-throttle", INT, "percent that are never exceeded"),
+    _optional("on-no-convergence", NO_CONVERGENCE, "what to do after max-rounds"),
 )
 """What may be set for a migration. model/parameters.py has defaults and limits."""
 
@@ -148,6 +171,7 @@ RESIDENCY_COUNTS: Final = (
     _optional("kept-bytes", SIZE, "read, and then in use by the guest: left in memory"),
     _optional("punched-bytes", SIZE, "given back by the guest meanwhile: holes at the end"),
     _optional("window-bytes", SIZE, "the page-in window"),
+    _optional("swap-bandwidth", SIZE, "bytes per second that may be paged in; 0: no limit"),
     _optional("way", STR, "how it was learnt who is swapped; empty until known"),
 )
 
@@ -163,7 +187,30 @@ MIGRATION_INFO: Final = Struct(
         _optional("total-time", INT, "milliseconds so far, or in all"),
         _optional("setup-time", INT, "milliseconds until the first page was sent"),
         _optional("downtime", NUMBER, "milliseconds without a running vCPU anywhere"),
-        _optional("expected-downtime", INT, "milliseconds, if it were stopped now"),
+        _optional(
+            "expected-downtime",
+            INT,
+            "milliseconds, if it were stopped now; of a completed one, what was expected last",
+        ),
+        _optional(
+            "switchover",
+            Struct(
+                "SwitchoverInfo",
+                (
+                    Member("last-round", NUMBER, "milliseconds for the last written pages"),
+                    Member("device", NUMBER, "milliseconds for the device state"),
+                    Member("commit", NUMBER, "milliseconds until the destination ran it"),
+                    Member("written-bytes", SIZE, "sent while the guest was stopped"),
+                    Member("swapped-bytes", SIZE, "of those, paged in for it"),
+                ),
+            ),
+            "what the downtime consisted of",
+        ),
+        _optional(
+            "cpu-throttle-percentage",
+            INT,
+            "taken from the vCPUs now; missing where nothing ever was",
+        ),
         _optional("ram", RAM, ""),
         _optional("residency", Struct("MigrationResidency", RESIDENCY_COUNTS), ""),
         _optional(

@@ -102,14 +102,26 @@ def memory_cgroup_of(pid: int, proc: Path = Path("/proc")) -> MemoryCgroup:
     Raises KernelFeatureError when the hierarchy is not mounted here, or the process is outside of
     what is mounted. *proc* is another /proc for tests.
     """
-    version, name = _membership((proc / str(pid) / "cgroup").read_text())
-    for mount, root in _mounts((proc / "self" / "mountinfo").read_text(), version):
+    version, path, mount = locate(proc / str(pid) / "cgroup", "memory", proc)
+    return MemoryCgroup(version, _domain_of(path, mount), mount)
+
+
+def locate(
+    cgroup_file: Path, controller: str, proc: Path = Path("/proc")
+) -> tuple[int, Path, Path]:
+    """Where the cgroup of a process or thread is, by its *cgroup_file* in /proc.
+
+    For the hierarchy that has *controller*: its version, the cgroup's folder, and the mount point
+    above it. Raises KernelFeatureError when that is not mounted here, or the process is outside of
+    what is mounted; OSError when the process is gone.
+    """
+    version, name = _membership(cgroup_file.read_text(), controller)
+    for mount, root in _mounts((proc / "self" / "mountinfo").read_text(), version, controller):
         relative = os.path.relpath(name, root)
         if relative == "." or not relative.startswith(".."):
-            path = mount / relative if relative != "." else mount
-            return MemoryCgroup(version, _domain_of(path, mount), mount)
+            return version, mount / relative if relative != "." else mount, mount
     raise KernelFeatureError(
-        f"the memory cgroup {name} (version {version}) of process {pid} is not mounted here",
+        f"the {controller} cgroup {name} (version {version}) of {cgroup_file} is not mounted here",
         advice="mount it under /sys/fs/cgroup, and run pageferryd outside a cgroup namespace",
     )
 
@@ -132,29 +144,30 @@ def _domain_of(path: Path, mount: Path) -> Path:
     return path
 
 
-def _membership(text: str) -> tuple[int, str]:
-    """Version and name of the memory cgroup: version 1 where that controller is bound to it."""
+def _membership(text: str, controller: str) -> tuple[int, str]:
+    """Version and name of the cgroup: version 1 where the controller is bound to that."""
     unified = None
     for line in text.splitlines():
         _, controllers, name = line.split(":", 2)
-        if "memory" in controllers.split(","):
+        if controller in controllers.split(","):
             return 1, name
         if not controllers:
             unified = name
     if unified is None:
         raise KernelFeatureError(
-            "this kernel has no memory cgroups", advice="boot with cgroup_enable=memory"
+            f"this kernel has no {controller} cgroups",
+            advice=f"boot with cgroup_enable={controller}",
         )
     return 2, unified
 
 
-def _mounts(text: str, version: int) -> list[tuple[Path, str]]:
-    """Mount points of the hierarchy that holds the memory controller, each with its root in it."""
+def _mounts(text: str, version: int, controller: str) -> list[tuple[Path, str]]:
+    """Mount points of the hierarchy that holds the controller, each with its root in it."""
     found = []
     for line in text.splitlines():
         fields, _, tail = line.partition(" - ")
         kind, _source, options = tail.split(" ", 2)
-        is_v1 = kind == "cgroup" and "memory" in options.split(",")
+        is_v1 = kind == "cgroup" and controller in options.split(",")
         is_v2 = kind == "cgroup2"
         if is_v1 if version == 1 else is_v2:
             root, mount = (_unescape(field) for field in fields.split()[3:5])

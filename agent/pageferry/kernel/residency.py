@@ -30,6 +30,9 @@ from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import KernelFeatureError
 from pageferry.model.residency import ResidencyBytes
 
+BLOCK_BYTES = 512
+"""The unit of st_blocks (inode(7)), whatever the file system's own is."""
+
 COLD_BATCH_PAGES = 256
 """Pages of one slot-ordered batch: 1 MiB, the least page-in window there is."""
 
@@ -178,6 +181,25 @@ def data_pages(mapping: RamMapping) -> PageSet:
         "look for data and holes",
     )
     return found
+
+
+def data_among(mapping: RamMapping, within: PageSet) -> PageSet:
+    """Those pages of *within* that exist. Costs by what is in *within*, not by the block's size."""
+    found = PageSet(mapping.pages)
+    check(
+        lib.pf_data_among(mapping.fd, mapping.file_offset_bytes, within._native, found._native),
+        "look for data and holes",
+    )
+    return found
+
+
+def allocated_pages(mapping: RamMapping) -> int:
+    """Pages that the whole file has now, resident or swapped, in one call (st_blocks).
+
+    Exact for shmem: fstat(2) settles the count first (shmem_getattr, mm/shmem.c). It includes pages
+    that SEEK_DATA does not call data (fallocated and never written).
+    """
+    return os.fstat(mapping.fd).st_blocks * BLOCK_BYTES // PAGE_BYTES
 
 
 def residency(mapping: RamMapping, reader: ResidencyReader) -> tuple[PageSet, PageSet]:

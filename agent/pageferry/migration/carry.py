@@ -7,6 +7,7 @@ place, so that two versions of one page can never overtake each other.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,30 +18,30 @@ import trio
 from pageferry.kernel import procfs
 from pageferry.kernel.cgroup import memory_cgroup_of
 from pageferry.kernel.pageset import PageSet, Runs
-from pageferry.kernel.residency import ResidencyReader, data_pages
+from pageferry.kernel.residency import ResidencyReader
 from pageferry.kernel.tracking import mapped_pages
+from pageferry.migration.estimating import Estimator
 from pageferry.migration.guest_ram import CarriedBlock
+from pageferry.migration.ledger import DataLedger
 from pageferry.migration.peer import Peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
 from pageferry.migration.stoppable import run_stoppable
+from pageferry.migration.swap_pacing import SwapPacer
+from pageferry.migration.throttling import Throttle
 from pageferry.migration.writes import GuestWrites
 from pageferry.model.errors import MigrationFailedError, RemoteProtocolError
 from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
+from pageferry.policy.convergence import GiveUp, GoOn, SwitchOver, decide
 from pageferry.policy.order import split_resident
-from pageferry.policy.rounds import (
-    NS_PER_S,
-    GiveUp,
-    GoOn,
-    RoundHistory,
-    RoundRecord,
-    SwitchOver,
-    decide,
-)
+from pageferry.policy.pacing import PressureReading
+from pageferry.policy.rounds import NS_PER_S
 from pageferry.policy.window import page_in_window_bytes
 from pageferry.testing.sabotage import BACK_TO_BACK_ROUNDS, sabotage_number
 from pageferry.wire.messages import RoundAck, RoundEnd
+
+log = logging.getLogger(__name__)
 
 MIN_ROUND_S = 0.1
 """Rounds that follow each other faster only cost the guest a minor fault for each hot page, again
@@ -67,14 +68,25 @@ class Carry:
     parameters: MigrationParameters
     check_guest: Callable[[], Awaitable[None]]
     enter: Enter
-    _history: RoundHistory = field(default_factory=RoundHistory)
-    _last_round: tuple[int, int] = (0, 0)
-    _scanned_ns: int = 0
+    throttle: Throttle
+    estimator: Estimator
+    calm: PressureReading
     _back_to_back_rounds: int = field(default_factory=lambda: sabotage_number(BACK_TO_BACK_ROUNDS))
+    pacer: SwapPacer = field(init=False)
+    ledger: DataLedger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = DataLedger(self.blocks)
+        self.pacer = SwapPacer(self.pid, self.sender, self.progress, self.parameters, self.calm)
+        self.sender.bandwidth.set_rate(self.parameters.max_bandwidth)
 
     def tune(self, parameters: MigrationParameters) -> None:
-        """Go on with other parameters: from the next decision on, and at once for the window."""
+        """Go on with other parameters: from the next decision on, and at once for the window and
+        the bandwidths.
+        """
         self.parameters = parameters
+        self.pacer.tune(parameters)
+        self.sender.bandwidth.set_rate(parameters.max_bandwidth)
         if parameters.window_bytes is not None:
             self.progress.window_bytes = parameters.window_bytes
             self.sender.set_window(parameters.window_bytes)
@@ -82,7 +94,8 @@ class Carry:
     async def first_pass(self) -> None:
         """Round 1: swapped pages through the window, then resident ones, QEMU's mapped ones
         last."""
-        data = await trio.to_thread.run_sync(self._data)
+        await trio.to_thread.run_sync(self.ledger.list_all)
+        data = [pages.copy() for pages in self.ledger.data]
         swapped = await trio.to_thread.run_sync(self._swapped, data)
         self.progress.round = 1
         await self.enter(SourcePhase.COLD)
@@ -102,44 +115,47 @@ class Carry:
         while True:
             began_ns = time.monotonic_ns()
             await self.check_guest()
-            written = await self.writes.written(prove=False)
-            pages = _count(written)
-            self._note_dirty_rate(pages, began_ns)
-            decision = self._decide(pages)
-            self.progress.expected_downtime_ms = decision.expected_downtime_ms
+            written = await self._written(prove=False)
+            decision = await self._decide(written)
             enough = self.progress.round >= self._back_to_back_rounds
             if isinstance(decision, SwitchOver) and enough:
-                return await self._proven(written)
+                owed = await self._proven(written)
+                if owed is not None:
+                    return owed
+                continue
+            if isinstance(decision, GoOn):
+                await self.throttle.set(decision.throttle_percent)
             await self._round(written)
             await self._let_the_guest_work(began_ns)
 
     async def last_round(self, owed: Sequence[PageSet]) -> None:
-        """With the guest stopped: send what is owed and written, and settle data against holes."""
-        written = await self.writes.scan()
-        data = await trio.to_thread.run_sync(self._data)
-        gone = []
-        for pages, rest, present, sent, settled in zip(
-            written, owed, data, self.sender.sent, self.sender.settled, strict=True
-        ):
+        """With the guest stopped: send what is owed and written, and settle data against holes.
+
+        Its time grows with what was written and with the scan of the write marks, not with the
+        guest's data: see `ledger`.
+        """
+        began_ns = time.monotonic_ns()
+        written = await self._scan()
+        for pages, rest in zip(written, owed, strict=True):
             pages.add_all(rest)
-            never_sent = present.copy()
-            never_sent.discard_all(settled)
-            pages.add_all(never_sent)
-            pages.keep_all(present)
-            holes = sent.copy()
-            holes.discard_all(present)
-            gone.append(holes)
+        # A comparison of all RAM takes far longer than the listing, and wants it exact.
+        whole = True if self.parameters.verify else None
+        fits = await trio.to_thread.run_sync(lambda: self.ledger.update(written, whole=whole))
         self.progress.round += 1
-        self.progress.enter("switchover", _count(written))
-        number = self.progress.round
-        await self._thread(lambda: self.sender.send_pages(number, written))
-        await self._thread(lambda: self.sender.send_holes(number, gone))
+        sent_before, in_before = self.progress.normal_pages, self.progress.paged_in_pages
+        await self._send_all(written, "switchover")
         await self._end_round(final=True)
+        switchover = self.progress.switchover
+        switchover.last_round_ns = time.monotonic_ns() - began_ns
+        switchover.written_pages = self.progress.normal_pages - sent_before
+        switchover.swapped_pages = self.progress.paged_in_pages - in_before
+        if not fits:
+            log.info("the guest gave memory back, or touched holes, as it was stopped")
 
     async def written_by_qemu(self) -> int:
         """Send what QEMU itself wrote while it saved its devices. Returns the pages (seen:
         none)."""
-        written = await self.writes.scan()
+        written = await self._scan()
         pages = _count(written)
         if pages:
             self.progress.round += 1
@@ -157,7 +173,12 @@ class Carry:
         if not cold:
             return
         order = await trio.to_thread.run_sync(self._cold_order, swapped)
-        await self._thread(lambda: self.sender.send_cold(1, order, window_bytes))
+        began_ns = time.monotonic_ns()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.pacer.run)
+            await self._thread(lambda: self.sender.send_cold(1, order, window_bytes))
+            nursery.cancel_scope.cancel()
+        self.estimator.paged_in(self.progress.paged_in_pages, time.monotonic_ns() - began_ns)
 
     async def _resident_pass(self, resident: Sequence[PageSet]) -> None:
         self.progress.enter("resident", _count(resident))
@@ -172,47 +193,97 @@ class Carry:
 
         await self._measured(send)
 
-    def _decide(self, remaining_pages: int) -> GoOn | SwitchOver:
-        sent_pages, duration_ns = self._last_round
-        self._history = self._history.with_round(
-            RoundRecord(sent_pages, duration_ns, remaining_pages)
-        )
+    async def _scan(self) -> list[PageSet]:
+        with self.estimator.scanning():
+            return await self.writes.scan()
+
+    async def _written(self, *, prove: bool) -> list[PageSet]:
+        """What is to be copied now: written and there, or there and never sent."""
+        before_ns = self.estimator.scanned_ns
+        with self.estimator.scanning():
+            written = await self.writes.scan()
+        self._note_written(written, before_ns)
+        written = await self.writes.drained_for(written, prove=prove)
+        await trio.to_thread.run_sync(lambda: self.ledger.update(written, whole=True))
+        return written
+
+    async def _decide(self, written: Sequence[PageSet]) -> GoOn | SwitchOver:
+        self.estimator.after_round(_count(written), self.throttle.percent)
+        decision = self._decision(swapped_pages=0)
+        if isinstance(decision, SwitchOver) and not decision.forced:
+            # What was written and evicted since has to be paged in while the guest is stopped.
+            swapped = await trio.to_thread.run_sync(self._swapped, written)
+            decision = self._decision(_count(swapped))
+        if isinstance(decision, SwitchOver) and decision.forced:
+            log.warning("it does not converge: switching over all the same, as was asked")
+        return decision
+
+    def _decision(self, swapped_pages: int) -> GoOn | SwitchOver:
+        expected_ms = self.estimator.expected_ms(swapped_pages)
         decision = decide(
-            self._history, self.parameters.downtime_limit_ms, self.parameters.max_rounds
+            self.estimator.history, expected_ms, self.estimator.least_ms, self.parameters
         )
+        if expected_ms is not None:
+            self.progress.expected_downtime_ms = expected_ms
         if isinstance(decision, GiveUp):
             raise MigrationFailedError(decision.reason, advice=decision.advice)
         return decision
 
     async def _round(self, written: Sequence[PageSet]) -> None:
         self.progress.round += 1
-        number = self.progress.round
-        self.progress.enter("rounds", _count(written))
-        await self._measured(lambda: self.sender.send_pages(number, written))
+        await self._measured(lambda: self._send_round(written, "rounds"))
         await self._end_round(final=False)
+
+    async def _send_all(self, written: Sequence[PageSet], phase: str) -> None:
+        await self._thread(lambda: self._send_round(written, phase))
+
+    def _send_round(self, written: Sequence[PageSet], phase: str) -> None:
+        """Send *written* and whatever there is that was never sent, and tell what is gone."""
+        gone = []
+        for pages, present, sent, settled in zip(
+            written, self.ledger.data, self.sender.sent, self.sender.settled, strict=True
+        ):
+            never_sent = present.copy()
+            never_sent.discard_all(settled)
+            pages.add_all(never_sent)
+            holes = sent.copy()
+            holes.discard_all(present)
+            gone.append(holes)
+        self.progress.enter(phase, _count(written))
+        number = self.progress.round
+        self.sender.send_pages(number, written)
+        self.sender.send_holes(number, gone)
 
     async def _measured(self, send: Callable[[], None]) -> None:
         """Send, and remember how many pages went in which time: the rate of the next decision."""
         sent_before = self.progress.normal_pages
         began_ns = time.monotonic_ns()
         await self._thread(send)
-        self._last_round = (
-            self.progress.normal_pages - sent_before,
-            time.monotonic_ns() - began_ns,
-        )
+        pages = self.progress.normal_pages - sent_before
+        self.estimator.sent(pages, time.monotonic_ns() - began_ns)
 
-    async def _proven(self, written: list[PageSet]) -> list[PageSet]:
-        """*written*, after a round that leaves no copied page without a drain since its scan."""
+    async def _proven(self, written: list[PageSet]) -> list[PageSet] | None:
+        """*written*, after a round that leaves no copied page without a drain since its scan.
+
+        None when too much was written during that round: then there must be more rounds.
+        """
         if not self.writes.owes_proof:
             return written
-        await self._round(await self.writes.written(prove=True))
-        return await self.writes.scan()
+        await self._round(await self._written(prove=True))
+        rest = await self._scan()
+        await trio.to_thread.run_sync(lambda: self.ledger.update(rest, whole=True))
+        if isinstance(await self._decide(rest), SwitchOver):
+            return rest
+        self.writes.postpone(rest)
+        await self._round(rest)
+        return None
 
     async def _end_round(self, *, final: bool) -> None:
         number = self.progress.round
         frames = await self._thread(lambda: self.sender.finish_round(number))
-        await self.peer.send(RoundEnd(round=number, frames_per_channel=frames, final=final))
-        ack = await self.peer.expect(RoundAck)
+        with self.estimator.acknowledging():
+            await self.peer.send(RoundEnd(round=number, frames_per_channel=frames, final=final))
+            ack = await self.peer.expect(RoundAck)
         if ack.round != number:
             raise RemoteProtocolError(
                 f"the destination acknowledged round {ack.round} instead of {number}"
@@ -227,14 +298,11 @@ class Carry:
         result = await run_stoppable(work, self.sender.stop)
         return result if isinstance(result, list) else []
 
-    def _note_dirty_rate(self, pages: int, scanned_ns: int) -> None:
-        if self._scanned_ns:
-            since_ns = max(1, scanned_ns - self._scanned_ns)
-            self.progress.dirty_pages_rate = pages * NS_PER_S // since_ns
-        self._scanned_ns = scanned_ns
-
-    def _data(self) -> list[PageSet]:
-        return [data_pages(carried.mapping) for carried in self.blocks]
+    def _note_written(self, written: Sequence[PageSet], before_ns: int) -> None:
+        if before_ns:
+            since_ns = max(1, self.estimator.scanned_ns - before_ns)
+            self.estimator.pages_written_per_s = _count(written) * NS_PER_S / since_ns
+            self.progress.dirty_pages_rate = int(self.estimator.pages_written_per_s)
 
     def _swapped(self, data: Sequence[PageSet]) -> list[PageSet]:
         return [
@@ -256,6 +324,7 @@ class Carry:
             memory_cgroup_of(self.pid).headroom_bytes(),
             procfs.host_headroom_bytes(),
             self.parameters.window_bytes,
+            self.parameters.max_bandwidth,
         )
 
     def _cold_order(self, swapped: Sequence[PageSet]) -> list[tuple[int, Runs]]:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from pageferry.kernel import paging
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import PageSet, Runs
+from pageferry.migration.limiter import Limiter, WaitClock
 from pageferry.model.blocks import PAGE_BYTES
+from pageferry.policy.bandwidth import NS_PER_S
 
 BATCH_PAGES = 256
 """Pages in one batch of resident pages, 1 MiB: amortises the frame's head and one Python step
@@ -30,6 +32,10 @@ READ_AHEAD_BATCHES = 4
 reads keep the swap device busy meanwhile."""
 
 
+LONGEST_WAIT_S = 0.1
+"""After so long at most, the swap bandwidth is looked at again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Pages of one block that go out together."""
@@ -40,12 +46,13 @@ class Batch:
 
 
 def batches_of(
-    block: int, mapping: RamMapping, pages: PageSet, batch_pages: int
+    block: int, mapping: RamMapping, pages: PageSet, batch_pages: Callable[[], int]
 ) -> Iterator[Batch]:
-    """Cut *pages* into batches, in the order of their offsets."""
+    """Cut *pages* into batches, in the order of their offsets; each of the size that is asked."""
     next_page = 0
     while True:
-        runs = pages.take(next_page, batch_pages, batch_pages)
+        size = batch_pages()
+        runs = pages.take(next_page, size, size)
         if not runs.pages:
             return
         yield Batch(block, mapping, runs)
@@ -80,16 +87,29 @@ class Feeder:
 
 
 class ColdFeeder(Feeder):
-    """Hands out batches of swapped pages whose reads have been started, within the window."""
+    """Hands out batches of swapped pages whose reads have been started.
 
-    def __init__(self, batches: Iterable[Batch], window_bytes: int) -> None:
+    What is in is within the window, and the reads keep to the swap bandwidth.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        window_bytes: int,
+        swap_bandwidth: Limiter | None = None,
+        clock: WaitClock | None = None,
+    ) -> None:
         super().__init__(batches)
+        self._swap_bandwidth = swap_bandwidth or Limiter()
+        self._clock = clock or WaitClock()
         self._room = threading.Condition(self._lock)
         self._window_pages = max(1, window_bytes // PAGE_BYTES)
         self._pages_in = 0
         self._started: deque[Batch] = deque()
         self._waiting: Batch | None = None
         self._exhausted = False
+        self._wait_s: float | None = None
+        """How long nothing more can be started but for want of room; None: until there is room."""
 
     def next(self) -> Batch | None:
         with self._room:
@@ -99,8 +119,9 @@ class ColdFeeder(Feeder):
                     return self._started.popleft()
                 if self._exhausted:
                     return None
-                # Everything that fits the window is in the hands of other threads.
-                self._room.wait()
+                # Everything that fits the window is in the hands of other threads, or the swap
+                # bandwidth is used up until then.
+                self._room.wait(self._wait_s)
             return None
 
     def done(self, batch: Batch) -> None:
@@ -121,6 +142,7 @@ class ColdFeeder(Feeder):
 
     def _read_ahead(self) -> None:
         """Start reads until the window is full. MADV_WILLNEED reads just the pages named."""
+        self._wait_s = None
         while True:
             batch = self._waiting or next(self._batches, None)
             self._waiting = None
@@ -131,6 +153,14 @@ class ColdFeeder(Feeder):
             if full and self._pages_in:
                 self._waiting = batch
                 return
-            paging.will_need(batch.mapping, batch.runs)
+            wait_ns = self._swap_bandwidth.wait_ns()
+            if wait_ns:
+                self._waiting = batch
+                # Cut short: the limit may be raised meanwhile.
+                self._wait_s = min(wait_ns / NS_PER_S, LONGEST_WAIT_S)
+                return
+            self._swap_bandwidth.take(batch.runs.pages * PAGE_BYTES)
+            with self._clock.waiting():
+                paging.will_need(batch.mapping, batch.runs)
             self._pages_in += batch.runs.pages
             self._started.append(batch)

@@ -19,6 +19,7 @@ from pageferry.migration.peer import Peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.relay import DeviceRelay
 from pageferry.migration.stoppable import run_stoppable
+from pageferry.migration.throttling import Throttle
 from pageferry.migration.verify import ALGORITHM, StoppedError, ram_digests
 from pageferry.model.errors import MigrationFailedError, QemuError
 from pageferry.model.phase import SourcePhase
@@ -46,7 +47,15 @@ class Handover:
         self._progress = progress
         self._prepared = False
         self._was_running = True
+        self._decided_ns = 0
         self._stopped_ns: int | None = None
+        self._compared_ns = 0
+        self._loaded_ns = 0
+        self.throttle: Throttle | None = None
+        """Released when the guest stands still: not before, or it would write at full speed."""
+        self.costs: tuple[int, int] | None = None
+        """What this switchover cost beside its last round, and how long it took until the guest
+        stood still, in ns; once the destination runs it."""
         self.is_back = False
         """Whether `take_back` left the guest as it was before the switchover."""
 
@@ -55,6 +64,8 @@ class Handover:
 
         Raises PageferryError; then, and after a cancellation, call `take_back`.
         """
+        self._decided_ns = carry.estimator.scanned_ns
+        await self._end_slices()
         self._was_running = await self._running()
         await carry.enter(SourcePhase.SWITCHOVER, **{"was-running": self._was_running})
         self._progress.enter("switchover")
@@ -66,9 +77,13 @@ class Handover:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(relay.pump)
                 await self._stop_guest(relay)
+                if self.throttle is not None:
+                    nursery.start_soon(self.throttle.release)
                 await carry.last_round(owed)
                 if verify:
+                    began_ns = time.monotonic_ns()
                     await self._compare(carry)
+                    self._compared_ns = time.monotonic_ns() - began_ns
                 await carry.enter(SourcePhase.DEVICE)
                 self._progress.status = "device"
                 await self._qemu.proceed()
@@ -81,6 +96,7 @@ class Handover:
                         "the destination did not load the device state in time",
                         advice="look at the destination QEMU's own log",
                     )
+                self._loaded_ns = time.monotonic_ns()
                 # The nursery waits for the relay: the destination must have had all of the stream.
         finally:
             self._peer.device_sink = None
@@ -113,8 +129,16 @@ class Handover:
 
     def destination_runs(self) -> None:
         """Note the end of the downtime."""
-        if self._stopped_ns is not None and self._was_running:
-            self._progress.downtime_ns = time.monotonic_ns() - self._stopped_ns
+        if self._stopped_ns is None or not self._was_running:
+            return
+        now_ns = time.monotonic_ns()
+        downtime_ns = now_ns - self._stopped_ns
+        self._progress.downtime_ns = downtime_ns
+        switchover = self._progress.switchover
+        switchover.commit_ns = now_ns - self._loaded_ns
+        rest_ns = downtime_ns - switchover.last_round_ns - self._compared_ns
+        switchover.device_ns = max(0, rest_ns - switchover.commit_ns)
+        self.costs = max(0, rest_ns), max(0, self._stopped_ns - self._decided_ns)
 
     async def _stop_guest(self, relay: DeviceRelay) -> None:
         self._prepared = True
@@ -124,6 +148,12 @@ class Handover:
         await self._qemu.until_stopped(STOP_DEADLINE_S)
         self._stopped_ns = time.monotonic_ns()
         self._progress.status = "pre-switchover"
+
+    async def _end_slices(self) -> None:
+        """A guest that is throttled by being stopped must run: QEMU remembers in which state it
+        was."""
+        if self.throttle is not None and self.throttle.is_slicing:
+            await self.throttle.release()
 
     async def _running(self) -> bool:
         status = await guest_status(self._monitor)

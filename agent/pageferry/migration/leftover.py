@@ -7,6 +7,7 @@ step of `policy.ownership` that follows.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final, TypeVar
@@ -22,6 +23,7 @@ from pageferry.migration.owning import (
     SourceOwnership,
     ended,
 )
+from pageferry.migration.throttling import undo_left_over
 from pageferry.model.errors import PageferryError, QemuError
 from pageferry.model.phase import DestinationPhase, SourcePhase
 from pageferry.net.encryption import Encryption
@@ -40,6 +42,8 @@ from pageferry.qemu.switchover import (
     guest_status,
     migration_status,
 )
+
+log = logging.getLogger(__name__)
 
 EXIT_S: Final = 10.0
 """How long QEMU may take to end after it has closed its monitor: it gives back a guest's RAM."""
@@ -81,6 +85,11 @@ class JournalledQemu:
         self.status = ""
         self.trouble = ""
         """Why it cannot be spoken to."""
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None where the journal does not say."""
+        return None if self._identity is None else self._identity.pid
 
     @property
     def is_gone(self) -> bool:
@@ -162,9 +171,24 @@ class SourceLeftover:
         }
 
     async def _record(self, step: SourceStep) -> SourceEvent:
+        if step is SourceStep.RECORD_KEPT:
+            await self._undo_throttle()
         notes = {"lost": True} if step is SourceStep.RECORD_LOST else {}
         reason = "its worker ended"
         return await self._recorder.source(RULES.source_records[step], reason=reason, **notes)
+
+    async def _undo_throttle(self) -> None:
+        """Its guard has done it, unless that was ended too."""
+        pid = None if self._qemu.is_gone else self._qemu.pid
+        try:
+            await undo_left_over(
+                pid,
+                str(self._state.notes.get("qmp", "")),
+                self._state.path.parent,
+                self._state.migration_id,
+            )
+        except QemuError as error:
+            log.warning("%s: %s", self._state.migration_id, error.message)
 
     async def _ask(self) -> tuple[SourceEvent, str]:
         host, port = self._host, self._port

@@ -15,6 +15,27 @@ from pageferry.model.blocks import PAGE_BYTES
 
 
 @dataclass(slots=True)
+class SwitchoverProgress:
+    """What the downtime consisted of, as far as it has come."""
+
+    last_round_ns: int = 0
+    device_ns: int = 0
+    commit_ns: int = 0
+    written_pages: int = 0
+    swapped_pages: int = 0
+
+    def info(self) -> dict[str, Any]:
+        """For query-migrate. Fractions of milliseconds: the parts are small."""
+        return {
+            "last-round": round(self.last_round_ns / 1e6, 3),
+            "device": round(self.device_ns / 1e6, 3),
+            "commit": round(self.commit_ns / 1e6, 3),
+            "written-bytes": self.written_pages * PAGE_BYTES,
+            "swapped-bytes": self.swapped_pages * PAGE_BYTES,
+        }
+
+
+@dataclass(slots=True)
 class Progress:
     """Counters of one side. Methods may be called from any thread."""
 
@@ -44,6 +65,9 @@ class Progress:
     setup_ns: int = 0
     downtime_ns: int | None = None
     expected_downtime_ms: int | None = None
+    switchover: SwitchoverProgress = field(default_factory=SwitchoverProgress)
+    throttle_percent: int | None = None
+    swap_bandwidth: int | None = None
     finished_ns: int | None = None
     drain_ns: list[int] = field(default_factory=list)
     verified: bool | None = None
@@ -137,6 +161,12 @@ class Progress:
         if self.downtime_ns is not None:
             # A fraction of a millisecond is not QAPI's, but 6 and 7 ms are worth telling apart.
             info["downtime"] = round(self.downtime_ns / 1e6, 3)
+        if self.switchover.last_round_ns:
+            info["switchover"] = self.switchover.info()
+        if self.throttle_percent is not None:
+            info["cpu-throttle-percentage"] = self.throttle_percent
+        if self.swap_bandwidth is not None:
+            info["residency"]["swap-bandwidth"] = self.swap_bandwidth
         if self.expected_downtime_ms is not None:
             info["expected-downtime"] = self.expected_downtime_ms
         if self.error is not None:

@@ -13,7 +13,7 @@ all.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pageferry.kernel import paging, transfer
 from pageferry.kernel.mapping import RamMapping
@@ -29,9 +29,15 @@ from pageferry.migration.feeder import (
     cold_batch_pages,
 )
 from pageferry.migration.guest_ram import CarriedBlock
+from pageferry.migration.limiter import Limiter, WaitClock
 from pageferry.migration.progress import Progress
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import MigrationFailedError
+from pageferry.policy.bandwidth import smooth_batch_pages
+
+HEAD_BYTES = 64
+RUN_BYTES = 6
+"""What a frame's head takes on the wire, and each run in it, near enough for the bandwidth."""
 
 
 class RamSender:
@@ -56,6 +62,12 @@ class RamSender:
         self._lock = threading.Lock()
         self._feeder: Feeder | None = None
         self._stopped = False
+        self.bandwidth = Limiter()
+        """What all channels together may use."""
+        self.swap_bandwidth = Limiter()
+        """What the cold pass may page in."""
+        self.paging_clock = WaitClock()
+        """What the sending threads have slept in calls that page in or out."""
         self.sent = [PageSet(carried.block.pages) for carried in blocks]
         self.settled = [PageSet(carried.block.pages) for carried in blocks]
 
@@ -70,9 +82,10 @@ class RamSender:
         batches = (
             Batch(block, self._blocks[block].mapping, piece)
             for block, runs in order
-            for piece in _pieces(runs, size)
+            for piece in _pieces(runs, lambda: self._smooth(size))
         )
-        self._run(ColdFeeder(batches, window_bytes), round_number)
+        feeder = ColdFeeder(batches, window_bytes, self.swap_bandwidth, self.paging_clock)
+        self._run(feeder, round_number)
 
     def send_pages(self, round_number: int, pages: Sequence[PageSet]) -> None:
         """Send *pages* (one set a block) in the order of their offsets.
@@ -82,7 +95,12 @@ class RamSender:
         batches = (
             batch
             for block, wanted in enumerate(pages)
-            for batch in batches_of(block, self._blocks[block].mapping, wanted, BATCH_PAGES)
+            for batch in batches_of(
+                block,
+                self._blocks[block].mapping,
+                wanted,
+                lambda: self._smooth(BATCH_PAGES),
+            )
         )
         self._run(Feeder(batches), round_number)
 
@@ -90,7 +108,7 @@ class RamSender:
         """Tell the destination which of the pages it has are holes here now."""
         channel = self._channels[0]
         for block, pages in enumerate(holes):
-            for batch in batches_of(block, self._blocks[block].mapping, pages, BATCH_PAGES):
+            for batch in batches_of(block, self._blocks[block].mapping, pages, lambda: BATCH_PAGES):
                 channel.holes(block, round_number, batch.runs)
                 self._progress.punched_pages += batch.runs.pages
             self.sent[block].discard_all(pages)
@@ -109,6 +127,7 @@ class RamSender:
     def stop(self) -> None:
         """End a pass from another thread, for good: no channel can be used afterwards."""
         self._stopped = True
+        self.bandwidth.stop()
         feeder = self._feeder
         if feeder is not None:
             feeder.stop()
@@ -155,15 +174,22 @@ class RamSender:
         if awake.pages:
             self._send_resident(batch, awake, channel, round_number)
 
+    def _smooth(self, most_pages: int) -> int:
+        """Pages for the next batch, so that a bandwidth that is limited is used smoothly."""
+        wire = smooth_batch_pages(self.bandwidth.bytes_per_s, most_pages)
+        return min(wire, smooth_batch_pages(self.swap_bandwidth.bytes_per_s, most_pages))
+
     def _send_swapped(self, batch: Batch, runs: Runs, channel: Channel, round_number: int) -> None:
         mapping = batch.mapping
-        _read(lambda: paging.will_need(mapping, runs))
-        _read(lambda: paging.populate(mapping, runs))
+        with self.paging_clock.waiting():
+            _read(lambda: paging.will_need(mapping, runs))
+            _read(lambda: paging.populate(mapping, runs))
         try:
             self._send_runs(batch.block, mapping, runs, channel, round_number, cold=True)
         finally:
             # Also when the connection broke: the guest's residency is to be as it was.
-            kept = paging.page_out(mapping, runs)
+            with self.paging_clock.waiting():
+                kept = paging.page_out(mapping, runs)
             paging.drop(mapping, runs)
             self._progress.paged(runs.pages, runs.pages - kept, kept)
 
@@ -188,7 +214,10 @@ class RamSender:
         nonzero, zero = transfer.split_zero(mapping, runs)
         saved_bytes = 0
         if nonzero.pages:
+            # How much goes is known only when it has been packed: wait for what went before.
+            self.bandwidth.pass_through(0)
             sent_bytes = channel.pages(block, mapping, round_number, nonzero, cold=cold)
+            self.bandwidth.take(sent_bytes + HEAD_BYTES + RUN_BYTES * len(nonzero))
             saved_bytes = nonzero.pages * PAGE_BYTES - sent_bytes
         if zero.pages:
             channel.zeros(block, round_number, zero)
@@ -199,8 +228,12 @@ class RamSender:
         self._progress.sent(nonzero.pages, zero.pages, saved_bytes)
 
 
-def _pieces(runs: Runs, batch_pages: int) -> Iterable[Runs]:
-    yield from runs.pieces(batch_pages)
+def _pieces(runs: Runs, batch_pages: Callable[[], int]) -> Iterator[Runs]:
+    first = 0
+    while first < runs.pages:
+        piece = runs.cut(first, batch_pages())
+        first += piece.pages
+        yield piece
 
 
 def _read(action: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ has said that it durably never will.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from pageferry.migration.cancellation import Cancellation
 from pageferry.migration.carry import Carry
 from pageferry.migration.channel import Channel
 from pageferry.migration.commit import commit
+from pageferry.migration.estimating import Estimator, remember_costs, remembered_costs
 from pageferry.migration.guest_ram import (
     CarriedBlock,
     guest_ram,
@@ -39,6 +41,8 @@ from pageferry.migration.packing import PackingSettings
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
+from pageferry.migration.swap_pacing import host_pressure
+from pageferry.migration.throttling import Throttle
 from pageferry.migration.tuning import Tuning
 from pageferry.migration.watch import check_blocks, watch_guest
 from pageferry.migration.writes import GuestWrites
@@ -52,10 +56,13 @@ from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
 from pageferry.net.connecting import Route
 from pageferry.policy.ownership import SourceEvent, SourceStep
+from pageferry.policy.pacing import PressureReading
 from pageferry.qemu.look import GuestView, look
 from pageferry.qemu.monitor import Monitor, open_monitor
 from pageferry.qemu.switchover import SourceHandover, drain
 from pageferry.wire.messages import Abort, Aborted
+
+log = logging.getLogger(__name__)
 
 ABORT_ANSWER_S = 10.0
 """How long to wait for the destination's word that it has given up; the guest runs on meanwhile."""
@@ -116,6 +123,7 @@ class SourceMigration:
 
     async def _migrate(self, journal: Journal, books: _Books) -> None:
         route = self.job.route()
+        calm = host_pressure()
         async with open_monitor(self.job.qmp) as monitor:
             view = await look(monitor)
             refuse(view, "source")
@@ -141,6 +149,7 @@ class SourceMigration:
                         books=books,
                         report_pass=self._report_pass,
                         tuning=self._tuning,
+                        calm=calm,
                     )
                     await departure.run()
 
@@ -197,6 +206,8 @@ class Departure:
     books: _Books
     report_pass: Callable[[int], Awaitable[None]]
     tuning: Tuning
+    calm: PressureReading
+    """The host's pressure before the migration began."""
 
     async def run(self) -> None:
         """Carry, hand over, commit; or undo."""
@@ -216,24 +227,26 @@ class Departure:
                 await commit(self.job, self.journal, self.peer, handover, ownership)
         self.progress.status = "completed"
         self.progress.phase = "done"
+        await self._compare_downtime(handover)
 
     async def _carry_over(self, handover: Handover, stack: AsyncExitStack) -> None:
-        ready = await negotiate(self.peer, self.job, self.view, self.blocks)
-        packing = PackingSettings.of(self.tuning.parameters)
-        self.tuning.on_change(packing.change)
-        channels = await attach_channels(self.peer, self.job, self.route, ready, packing)
-        stack.callback(_close_channels, channels)
-        began = trio.current_time()
+        elapsed_s = (time.monotonic_ns() - self.progress.started_ns) / 1e9
+        began = trio.current_time() - elapsed_s
         with trio.CancelScope(deadline=_deadline(began, self.tuning.parameters)) as limit:
 
             def move_deadline(parameters: MigrationParameters) -> None:
                 limit.deadline = _deadline(began, parameters)
 
             self.tuning.on_change(move_deadline)
+            ready = await negotiate(self.peer, self.job, self.view, self.blocks)
+            packing = PackingSettings.of(self.tuning.parameters)
+            self.tuning.on_change(packing.change)
+            channels = await attach_channels(self.peer, self.job, self.route, ready, packing)
+            stack.callback(_close_channels, channels)
             async with trio.open_nursery() as watchers:
                 watchers.start_soon(self.peer.raise_when_failed)
                 watchers.start_soon(watch_guest, self.monitor)
-                await self._move(handover, channels, stack)
+                await self._move(handover, channels, stack, watchers)
                 watchers.cancel_scope.cancel()
         if limit.cancelled_caught:
             raise MigrationFailedError(
@@ -243,7 +256,11 @@ class Departure:
             )
 
     async def _move(
-        self, handover: Handover, channels: list[Channel], stack: AsyncExitStack
+        self,
+        handover: Handover,
+        channels: list[Channel],
+        stack: AsyncExitStack,
+        watchers: trio.Nursery,
     ) -> None:
         self.progress.status = "active"
         self.progress.phase = "arm"
@@ -257,6 +274,16 @@ class Departure:
         )
         stack.callback(writes.close)
         self.progress.drain_ns = writes.drain_ns
+        throttle = Throttle(
+            self.monitor,
+            self.view.vcpu_threads,
+            self.job.migration_id,
+            self.job.state_dir,
+            self.progress,
+        )
+        handover.throttle = throttle
+        stack.push_async_callback(throttle.release)
+        watchers.start_soon(throttle.run)
         carry = Carry(
             pid=self.monitor.peer_pid,
             blocks=self.blocks,
@@ -268,6 +295,9 @@ class Departure:
             parameters=self.tuning.parameters,
             check_guest=self._check_guest,
             enter=self.journal.record,
+            throttle=throttle,
+            calm=self.calm,
+            estimator=Estimator(remembered_costs(self.job.state_dir)),
         )
         self.tuning.on_change(carry.tune)
         await writes.drained()
@@ -277,6 +307,25 @@ class Departure:
         owed = await carry.rounds()
         self.books.ownership.on(SourceEvent.STOPPING)
         await handover.run(carry, owed, verify=self.tuning.parameters.verify)
+
+    async def _compare_downtime(self, handover: Handover) -> None:
+        """Tell how long the guest was stopped, and what was expected; learn from it."""
+        progress, costs = self.progress, handover.costs
+        if progress.downtime_ns is None or costs is None:
+            return
+        log.info(
+            "downtime %.1f ms (expected %s ms, downtime-limit %d ms): last round %.1f ms for"
+            " %d written pages, %d of them swapped; device state %.1f ms; commit %.1f ms",
+            progress.downtime_ns / 1e6,
+            progress.expected_downtime_ms,
+            self.tuning.parameters.downtime_limit_ms,
+            progress.switchover.last_round_ns / 1e6,
+            progress.switchover.written_pages,
+            progress.switchover.swapped_pages,
+            progress.switchover.device_ns / 1e6,
+            progress.switchover.commit_ns / 1e6,
+        )
+        await trio.to_thread.run_sync(remember_costs, self.job.state_dir, *costs)
 
     async def _drain(self) -> float:
         return await drain(self.monitor)
@@ -288,6 +337,8 @@ class Departure:
     async def _undo(self, handover: Handover, stack: AsyncExitStack, error: BaseException) -> None:
         """The guest runs on at the source; tracking and channels are gone; the peer is told."""
         ownership = self.books.ownership
+        if handover.throttle is not None:
+            await handover.throttle.release()
         if ownership.on(SourceEvent.GIVE_UP) is SourceStep.TAKE_BACK:
             self.books.guest_state = await handover.take_back()
             back = SourceEvent.IS_BACK if handover.is_back else SourceEvent.QEMU_STUCK

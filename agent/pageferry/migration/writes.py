@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 import trio
 
 from pageferry.kernel.pageset import PageSet
-from pageferry.kernel.residency import data_pages
 from pageferry.kernel.tracking import WriteTracker
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.testing.sabotage import DRAIN_EVERY_ROUND, SKIP_DRAIN, sabotaged
@@ -64,39 +63,39 @@ class GuestWrites:
         """Wait for all block I/O in flight, and note how long it took."""
         await self._drain_measured()
 
-    async def written(self, *, prove: bool) -> list[PageSet]:
-        """The pages to copy now, one set a block: what was written since the last call.
+    async def drained_for(self, written: list[PageSet], *, prove: bool) -> list[PageSet]:
+        """*written*, just scanned, when it may be copied: with what was owed a proof, if drained.
 
-        With *prove*, or when drains are quick, a drain follows the scan, and pages that were owed a
-        proof come along. Raises TrackingLostError. After a cancellation marks may be lost: the
-        migration must be given up.
+        With *prove*, or when drains are quick, a drain comes first. Pages that were given back
+        since (balloon) may be among them: they are holes, and not to be read. After a cancellation
+        marks may be lost: the migration must be given up.
         """
-        written = await self.scan()
         if prove or not self._drains_are_slow():
             await self._drain_measured()
             for pages, unproven in zip(written, self._unproven, strict=True):
                 pages.add_all(unproven)
                 unproven.clear()
         else:
-            for pages, unproven in zip(written, self._unproven, strict=True):
-                unproven.add_all(pages)
-        # A page that was written and then given back (balloon) is a hole, which must not be read.
-        await self._keep_data(written)
+            self.postpone(written)
         return written
 
+    def postpone(self, written: Sequence[PageSet]) -> None:
+        """These are copied without a drain: they are owed a proof."""
+        for pages, unproven in zip(written, self._unproven, strict=True):
+            unproven.add_all(pages)
+
     async def scan(self) -> list[PageSet]:
-        """Read and clear the marks, without a drain: for a guest that is stopped."""
+        """Read and clear the marks: what was written since the last call, one set a block.
+
+        Without a drain what direct I/O has in flight may be missing: see `drained_for`. Raises
+        TrackingLostError.
+        """
         return await trio.to_thread.run_sync(self._scan)
 
     def close(self) -> None:
         """End tracking: the kernel takes the protection off QEMU's memory. Blocks for 4 ms a
         GiB."""
         self._tracker.close()
-
-    async def _keep_data(self, written: Sequence[PageSet]) -> None:
-        for pages, carried in zip(written, self._blocks, strict=True):
-            if pages:
-                pages.keep_all(await trio.to_thread.run_sync(data_pages, carried.mapping))
 
     async def _drain_measured(self) -> None:
         started_ns = time.monotonic_ns()

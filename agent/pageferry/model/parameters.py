@@ -28,6 +28,17 @@ COMPRESSION_MODES = ("off", "auto", "on")
 MIN_COMPRESSION_LEVEL, MAX_COMPRESSION_LEVEL = -7, 19
 """zstd's levels. Below 1 they are faster and pack less; beyond 19 it takes memory by the GiB."""
 
+MIN_BANDWIDTH_BYTES_PER_S = 64 * 1024
+"""Less is a typing error: a guest of 1 GiB would take five hours. 0 stands for no limit."""
+
+MAX_BANDWIDTH_BYTES_PER_S = 1 << 50
+
+MAX_THROTTLE_PERCENT = 99
+"""As QEMU: a guest that gets nothing at all cannot be told from one that hangs."""
+
+NO_CONVERGENCE_CHOICES = ("give-up", "continue", "switch-over")
+"""What to do about a guest that writes faster than it can be sent, when all else has been tried."""
+
 KEYS = {
     "downtime_limit_ms": "downtime-limit",
     "window_bytes": "page-in-window",
@@ -38,15 +49,18 @@ KEYS = {
     "timeout_s": "timeout",
     "compression": "compression",
     "compression_level": "compression-level",
+    "max_bandwidth": "max-bandwidth",
+    "max_swap_bandwidth": "max-swap-bandwidth",
+    "swap_pacing": "swap-pacing",
+    "auto_converge": "auto-converge",
+    "throttle_initial": "cpu-throttle-initial",
+    "throttle_increment": "cpu-throttle-increment",
+    "max_throttle": "max-cpu-throttle",
+    "on_no_convergence": "on-no-convergence",
 }
 """The key of each attribute on the control socket and in the configuration."""
 
-CHANGEABLE = frozenset(
-    {
-        *("downtime-limit", "page-in-window", "max-rounds", "verify", "timeout"),
-        *("compression", "compression-level"),
-    }
-)
+CHANGEABLE = frozenset(KEYS.values()) - {"channels", "residency-way"}
 """Keys that may be set while a migration runs: the rest is settled with the other agent first."""
 
 
@@ -55,7 +69,11 @@ class MigrationParameters:
     """Settings of one migration. Creating one with a value out of range raises RefusedError.
 
     ``window_bytes`` None: chosen by the headroom. ``residency_way`` None: the best that the probes
-    find. ``timeout_s`` None: the migration may take as long as it needs.
+    find. ``timeout_s`` None: the migration may take as long as it needs. ``max_bandwidth`` (page
+    contents and their heads on all channels) and ``max_swap_bandwidth`` (paged in; as much is paged
+    out again) in bytes per second, 0: no limit. ``swap_pacing``: page in less while the host is
+    under pressure. ``auto_converge`` allows the guest's vCPUs to be throttled, in steps of percent
+    from ``throttle_initial`` by ``throttle_increment`` up to ``max_throttle``.
     """
 
     downtime_limit_ms: int = 300
@@ -67,6 +85,14 @@ class MigrationParameters:
     timeout_s: float | None = None
     compression: str = "off"
     compression_level: int = 1
+    max_bandwidth: int = 0
+    max_swap_bandwidth: int = 0
+    swap_pacing: bool = True
+    auto_converge: bool = False
+    throttle_initial: int = 20
+    throttle_increment: int = 10
+    max_throttle: int = MAX_THROTTLE_PERCENT
+    on_no_convergence: str = "give-up"
 
     def __post_init__(self) -> None:
         _check_whole("downtime_limit_ms", self.downtime_limit_ms, 1, MAX_DOWNTIME_LIMIT_MS)
@@ -74,12 +100,8 @@ class MigrationParameters:
             _check_whole("window_bytes", self.window_bytes, MIN_WINDOW_BYTES, MAX_WINDOW_BYTES)
         _check_whole("channels", self.channels, 1, MAX_CHANNELS)
         _check_whole("max_rounds", self.max_rounds, 1, 10_000)
-        if self.residency_way is not None and self.residency_way not in RESIDENCY_WAYS:
-            raise _refused(
-                "residency_way", self.residency_way, f"one of {', '.join(RESIDENCY_WAYS)}"
-            )
-        if not isinstance(self.verify, bool):
-            raise _refused("verify", self.verify, "true or false")
+        if self.residency_way is not None:
+            _check_choice("residency_way", self.residency_way, RESIDENCY_WAYS)
         if self.timeout_s is not None:
             _check_timeout(self.timeout_s)
         if self.compression not in COMPRESSION_MODES:
@@ -92,6 +114,14 @@ class MigrationParameters:
             MIN_COMPRESSION_LEVEL,
             MAX_COMPRESSION_LEVEL,
         )
+        for attribute in ("verify", "swap_pacing", "auto_converge"):
+            if not isinstance(getattr(self, attribute), bool):
+                raise _refused(attribute, getattr(self, attribute), "true or false")
+        for attribute in ("max_bandwidth", "max_swap_bandwidth"):
+            _check_bandwidth(attribute, getattr(self, attribute))
+        for attribute in ("throttle_initial", "throttle_increment", "max_throttle"):
+            _check_whole(attribute, getattr(self, attribute), 1, MAX_THROTTLE_PERCENT)
+        _check_choice("on_no_convergence", self.on_no_convergence, NO_CONVERGENCE_CHOICES)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MigrationParameters:
@@ -138,6 +168,21 @@ def check_changeable(values: Mapping[str, Any]) -> None:
 def _check_whole(attribute: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise _refused(attribute, value, f"a whole number from {least} to {most}")
+
+
+def _check_bandwidth(attribute: str, value: object) -> None:
+    if type(value) is int and value == 0:
+        return
+    least, most = MIN_BANDWIDTH_BYTES_PER_S, MAX_BANDWIDTH_BYTES_PER_S
+    if type(value) is not int or not least <= value <= most:
+        raise _refused(
+            attribute, value, f"bytes per second from {least} to {most}, or 0 for no limit"
+        )
+
+
+def _check_choice(attribute: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise _refused(attribute, value, f"one of {', '.join(choices)}")
 
 
 def _check_timeout(timeout_s: object) -> None:

@@ -1,6 +1,6 @@
 """What a migration would cost, by the guest's residency and a short sample of its writes. Pure.
 
-The rounds are played through as `policy.rounds` would decide them. How many pages a guest writes in
+The rounds are played through as `policy.convergence` would decide them. How many pages a guest writes in
 a given time is read off the sample: a guest writes the same pages again and again, so that twice
 the time does not mean twice the pages.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.residency import ResidencyBytes
-from pageferry.policy.rounds import HANDOVER_MS
+from pageferry.policy.downtime import HANDOVER_MS
 
 ASSUMED_BANDWIDTH = 1024**3
 """Bytes per second over the network unless given: two connections over loopback, or 10 Gbit/s."""

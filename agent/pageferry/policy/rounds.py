@@ -1,23 +1,20 @@
-"""After each round: go on, switch over, or give up.
-
-What is left is sent while the guest is stopped, so the downtime to expect is the time for that, at
-the rate that was measured, and a fixed part for QEMU's device state. The rounds end in any case:
-at the latest after ``max_rounds`` the answer is no longer GoOn.
-"""
+"""What the rounds have shown: how fast pages go out, and whether the rest still shrinks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pageferry.model.blocks import PAGE_BYTES
-
-HANDOVER_MS = 25
-"""Downtime that is there without a page to send: 6.5 to 26 ms were measured from STOP to RESUME."""
-
 SAMPLE_PAGES = 1024
 """A round of fewer pages (4 MiB) measures latency rather than the rate."""
 
 NS_PER_S = 1_000_000_000
+
+STALL_ROUNDS = 2
+"""One round that did not shrink may be a burst of the guest's; two in a row are its way of life."""
+
+SHRINK_SHARE = 0.8
+"""A rest of more than this share of the best so far has not shrunk. At 0.8 a round it would take
+ten rounds to a tenth; a guest that slow to converge is better helped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +23,13 @@ class RoundRecord:
 
     ``sent_pages`` counts pages with payload, ``duration_ns`` from the scan to the acknowledgement.
     ``remaining_pages`` are the pages that are owed to the destination now: written since, or
-    unproven.
+    unproven. ``throttle_percent`` is what was taken from the vCPUs meanwhile.
     """
 
     sent_pages: int
     duration_ns: int
     remaining_pages: int
+    throttle_percent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,11 @@ class RoundHistory:
         return self.rounds[-1].remaining_pages if self.rounds else 0
 
     @property
+    def throttle_percent(self) -> int:
+        """What was taken from the vCPUs in the last round."""
+        return self.rounds[-1].throttle_percent if self.rounds else 0
+
+    @property
     def pages_per_s(self) -> float | None:
         """The rate of the last round that sent enough to tell, else of all together; None if
         none.
@@ -61,71 +64,15 @@ class RoundHistory:
         duration_ns = sum(record.duration_ns for record in self.rounds)
         return sent_pages * NS_PER_S / duration_ns if sent_pages and duration_ns > 0 else None
 
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the rest no longer shrinks, although the throttle has had the time to act.
 
-@dataclass(frozen=True, slots=True)
-class GoOn:
-    """Send another round. None: the downtime cannot be told yet."""
-
-    expected_downtime_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchOver:
-    """Stop the guest and hand it over."""
-
-    expected_downtime_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """It does not converge. ``reason`` says why in numbers, ``advice`` what to do."""
-
-    reason: str
-    advice: str
-
-
-Decision = GoOn | SwitchOver | GiveUp
-
-
-def expected_downtime_ms(history: RoundHistory) -> int | None:
-    """Downtime to expect if the guest were stopped now, rounded up; None where no rate is known."""
-    remaining_pages = history.remaining_pages
-    if remaining_pages == 0:
-        return HANDOVER_MS
-    pages_per_s = history.pages_per_s
-    if pages_per_s is None:
-        return None
-    return HANDOVER_MS + int(remaining_pages * 1000 / pages_per_s) + 1
-
-
-def decide(history: RoundHistory, downtime_limit_ms: int, max_rounds: int) -> Decision:
-    """What to do after the last round of *history*.
-
-    SwitchOver as soon as the expected downtime is within *downtime_limit_ms*, and also for a limit
-    below HANDOVER_MS once nothing is left to send: less cannot be had.
-    """
-    expected_ms = expected_downtime_ms(history)
-    within_ms = max(downtime_limit_ms, HANDOVER_MS)
-    if history.rounds and expected_ms is not None and expected_ms <= within_ms:
-        return SwitchOver(expected_ms)
-    if len(history.rounds) >= max_rounds:
-        return _give_up(history, expected_ms, downtime_limit_ms)
-    return GoOn(expected_ms)
-
-
-def _give_up(history: RoundHistory, expected_ms: int | None, downtime_limit_ms: int) -> GiveUp:
-    remaining_mib = history.remaining_pages * PAGE_BYTES / 2**20
-    rate_mib = (history.pages_per_s or 0) * PAGE_BYTES / 2**20
-    downtime = "a downtime that cannot be told" if expected_ms is None else f"{expected_ms} ms"
-    wanted_ms = downtime_limit_ms if expected_ms is None else expected_ms * 5 // 4
-    return GiveUp(
-        reason=(
-            f"the guest writes faster than it can be sent: after {len(history.rounds)} rounds"
-            f" {remaining_mib:.1f} MiB are left, which at {rate_mib:.0f} MiB/s means {downtime}"
-            f" (downtime-limit {downtime_limit_ms} ms)"
-        ),
-        advice=(
-            f"set downtime-limit to {wanted_ms} or more, raise max-rounds, or try again when the"
-            " guest is less busy"
-        ),
-    )
+        The best of the last STALL_ROUNDS, all under the present throttle, is no better than
+        SHRINK_SHARE of the best before them.
+        """
+        recent, before = self.rounds[-STALL_ROUNDS:], self.rounds[:-STALL_ROUNDS]
+        if not before or any(each.throttle_percent != self.throttle_percent for each in recent):
+            return False
+        best = min(each.remaining_pages for each in before)
+        return min(each.remaining_pages for each in recent) > SHRINK_SHARE * best
