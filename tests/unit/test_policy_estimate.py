@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pageferry.model.residency import ResidencyBytes
-from pageferry.policy.estimate import WriteSample, estimate
 from pageferry.policy.downtime import HANDOVER_MS
+from pageferry.policy.estimate import WriteSample, estimate
 
 MIB = 1 << 20
 IDLE = WriteSample(0.1, [0] * 20)

@@ -1,8 +1,8 @@
 """What a migration would cost, by the guest's residency and a short sample of its writes. Pure.
 
-The rounds are played through as `policy.convergence` would decide them. How many pages a guest writes in
-a given time is read off the sample: a guest writes the same pages again and again, so that twice
-the time does not mean twice the pages.
+The rounds are played through as `policy.convergence` would decide them. How many pages a guest
+writes in a given time is read off the sample: a guest writes the same pages again and again, so
+that twice the time does not mean twice the pages.
 """
 
 from __future__ import annotations
