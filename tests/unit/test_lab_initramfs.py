@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 from pathlib import Path
 
 import pytest
 
 from pageferry.testing.lab.cleanup import LabError
 from pageferry.testing.lab.cpio import END, MAGIC, archive
-from pageferry.testing.lab.linux import modules_in_order
+from pageferry.testing.lab.linux import module_bytes, modules_in_order
 
 HEAD_BYTES = len(MAGIC) + 13 * 8
 
@@ -56,6 +57,17 @@ def test_modules_come_after_those_that_they_need(tmp_path: Path) -> None:
     module(tmp_path, "other")
     names = [path.stem for path in modules_in_order(tmp_path, ["virtio_blk", "virtio"])]
     assert names == ["virtio-ring", "virtio", "virtio_blk"]
+
+
+def test_packed_modules_are_modules_too(tmp_path: Path) -> None:
+    module(tmp_path, "virtio_blk", "virtio-ring")
+    plain = tmp_path / "kernel" / "virtio_blk.ko"
+    plain.with_suffix(".ko.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    plain.unlink()
+    module(tmp_path, "virtio-ring")
+    order = modules_in_order(tmp_path, ["virtio_blk"])
+    assert [path.name for path in order] == ["virtio-ring.ko", "virtio_blk.ko.xz"]
+    assert b"depends=virtio-ring" in module_bytes(order[1])
 
 
 def test_a_missing_module_is_named(tmp_path: Path) -> None:

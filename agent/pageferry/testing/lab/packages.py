@@ -76,7 +76,26 @@ def qemu_10() -> QemuBinary:
 @functools.cache
 def cloud_kernel() -> GuestKernel:
     """Debian's cloud kernel, unpacked."""
-    root = cached("packages/cloud-kernel", _unpack_kernel)
+    return _unpacked_kernel("cloud-kernel", codename())
+
+
+@functools.cache
+def newer_cloud_kernel() -> GuestKernel:
+    """The cloud kernel of Debian's backports, new enough for write tracking; unpacked."""
+    return _unpacked_kernel("newer-cloud-kernel", f"{codename()}-backports")
+
+
+def _unpacked_kernel(name: str, suite: str) -> GuestKernel:
+    def make(folder: Path) -> None:
+        apt = PrivateApt(folder / "apt")
+        depends = apt.run("apt-cache", "depends", "-t", suite, "linux-image-cloud-amd64")
+        match = re.search(r"Depends: (linux-image-[0-9]\S*-cloud-amd64)", depends)
+        if match is None:
+            raise PackageError("linux-image-cloud-amd64 names no kernel: is amd64 this machine's?")
+        _unpack(apt.download(match[1]), folder)
+        shutil.rmtree(folder / "apt")
+
+    root = cached(f"packages/{name}", make)
     image = next(iter(sorted((root / "boot").glob("vmlinuz-*"))), None)
     if image is None:
         raise PackageError(f"no kernel image in {root}; remove the folder and try again")
@@ -133,16 +152,6 @@ def _unpacked_qemu(major: int, suite: str) -> QemuBinary:
         raise PackageError(f"{suite} has QEMU {version}, not {major}: remove {root.parent}")
     firmware = ("-L", f"{root}/usr/share/seabios", "-L", f"{root}/usr/share/qemu")
     return QemuBinary(path=path, version=version, args=firmware, environment=environment)
-
-
-def _unpack_kernel(folder: Path) -> None:
-    apt = PrivateApt(folder / "apt")
-    depends = apt.run("apt-cache", "depends", "linux-image-cloud-amd64")
-    match = re.search(r"Depends: (linux-image-[0-9]\S*-cloud-amd64)", depends)
-    if match is None:
-        raise PackageError("linux-image-cloud-amd64 names no kernel: is amd64 this machine's?")
-    _unpack(apt.download(match[1]), folder)
-    shutil.rmtree(folder / "apt")
 
 
 def _unpack(archives: list[Path], folder: Path) -> None:

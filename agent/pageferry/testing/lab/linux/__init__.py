@@ -5,6 +5,7 @@ What the init does and says over the serial port is described in ``init.c``.
 
 from __future__ import annotations
 
+import lzma
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,7 +46,11 @@ def modules_in_order(folder: Path, wanted: Iterable[str]) -> list[Path]:
 
     Package contents only: no depmod has run. LabError when one is missing (a built-in one is, too).
     """
-    files = {path.stem.replace("-", "_"): path for path in folder.rglob("*.ko")}
+    files = {
+        path.name.partition(".")[0].replace("-", "_"): path
+        for pattern in ("*.ko", "*.ko.xz")
+        for path in folder.rglob(pattern)
+    }
     order: dict[str, Path] = {}
 
     def add(name: str) -> None:
@@ -53,13 +58,19 @@ def modules_in_order(folder: Path, wanted: Iterable[str]) -> list[Path]:
             raise LabError(f"the guest kernel in {folder} has no module {name}")
         if name in order:
             return
-        for needed in dependencies(files[name].read_bytes()):
+        for needed in dependencies(module_bytes(files[name])):
             add(needed)
         order[name] = files[name]
 
     for name in wanted:
         add(name)
     return list(order.values())
+
+
+def module_bytes(path: Path) -> bytes:
+    """A module's contents, unpacked; Debian's kernels from 6.12 on have them as ``.ko.xz``."""
+    data = path.read_bytes()
+    return lzma.decompress(data) if path.suffix == ".xz" else data
 
 
 def dependencies(module: bytes) -> list[str]:
