@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.testing.lab.cleanup import LabError, lab_name, left_by_the_dead, undone_by
+from pageferry.testing.lab.patience import patient
 
-REMOVE_TIMEOUT_S = 10.0
+REMOVE_TIMEOUT_S = patient(10.0)
 """A process that was killed leaves its cgroup only when its memory is freed."""
 
 UNLIMITED = -1
@@ -166,7 +167,7 @@ def _remove(path: Path) -> None:
     deadline = time.monotonic() + REMOVE_TIMEOUT_S
     while True:
         try:
-            path.rmdir()
+            _remove_now(path)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -177,8 +178,14 @@ def _remove(path: Path) -> None:
             return
 
 
+def _remove_now(path: Path) -> None:
+    # Cgroups that were made within it, such as those of its threads, go first.
+    for folder, _within, _files in os.walk(path, topdown=False):
+        os.rmdir(folder)
+
+
 def _remove_left_over(mount: Path) -> None:
     for name in os.listdir(mount):
         if left_by_the_dead(name):
             with contextlib.suppress(OSError):
-                (mount / name).rmdir()
+                _remove_now(mount / name)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from pageferry.testing.lab.cleanup import LabError, undone_by
+from pageferry.testing.lab.patience import patient
 
-START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 20.0
+START_TIMEOUT_S = patient(20.0)
+STOP_TIMEOUT_S = patient(20.0)
 """A daemon that is told to end cancels its migrations first."""
 
 MIGRATE_TIMEOUT_S = 300.0

@@ -28,17 +28,18 @@ from pageferry.testing.lab.latency import (
 )
 from pageferry.testing.lab.packages import QemuBinary
 from pageferry.testing.lab.paired import PairedGuest
+from pageferry.testing.lab.patience import patient
 from pageferry.testing.lab.qemus import Machine
 
 MIB = 1024 * 1024
 
-READY_TIMEOUT_S = 90.0
+READY_TIMEOUT_S = patient(90.0)
 """Filling 640 MiB takes 3 s under TCG, and as long again when most of it goes to swap at once."""
 
-VERIFY_TIMEOUT_S = 120.0
+VERIFY_TIMEOUT_S = patient(120.0)
 """Verifying reads everything back from swap."""
 
-SETTLE_TIMEOUT_S = 60.0
+SETTLE_TIMEOUT_S = patient(60.0)
 SETTLE_STEP_BYTES = 8 * MIB
 LEAST_LIMIT_BYTES = 24 * MIB
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pageferry.testing.lab.cleanup import LabError
+from pageferry.testing.lab.patience import patient
 
-ANSWER_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = patient(30.0)
 """QEMU answers most commands within milliseconds, but `cont` may wait for the big lock."""
 
 

@@ -16,12 +16,13 @@ from pageferry.testing.lab.cleanup import LabError, undone_by
 from pageferry.testing.lab.hosts import major_faults, ram_file, residency_of
 from pageferry.testing.lab.monitor import LabMonitor
 from pageferry.testing.lab.packages import QemuBinary
+from pageferry.testing.lab.patience import patient
 from pageferry.testing.lab.serial import SerialPort
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = patient(20.0)
 """From exec to both QMP sockets; a loaded host takes a second or two."""
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = patient(10.0)
 
 RAM_BACKENDS = ("file", "memfd", "private", "memfd-private", "memfd-hugetlb")
 """file: memory-backend-file in /dev/shm, shared. memfd: memory-backend-memfd, shared. The others
