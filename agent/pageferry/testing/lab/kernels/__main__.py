@@ -60,7 +60,8 @@ def _do(series: Series, variants: Sequence[Variant], given: argparse.Namespace) 
         return []
     if given.verb == "check":
         faults = check(series)
-        print(f"{series.name}: {'FAULTY' if faults else 'applies, and was tested as it is'}")
+        good = "applies, and was tested as it is" if series.booted else "applies; was never booted"
+        print(f"{series.name}: {'FAULTY' if faults else good}")
         return faults
     source = source_of(series)
     if not source.pinned:
