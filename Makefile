@@ -7,6 +7,7 @@
 # make bench-docs      both, into docs/: what is there of an interrupted bench is kept
 # make test            everything that runs on this machine; skips say why
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
+# make vm-test         what needs cgroup version 2, in a VM (minutes; it emulates a VM within a VM)
 # make lint            formatting, lint rules and types
 # make reference       write docs/reference.md and the manual pages anew, from the code
 # make native          rebuild the C extensions in place
@@ -58,7 +59,10 @@ bench-docs:
 	$(MAKE) bench-scale TABLES=docs/scale-figures.md
 
 test: $(READY)
-	$(PYTHON) -m pytest $(TESTS)
+	$(PYTHON) -m pytest --ignore=tests/vm $(TESTS)
+
+vm-test: $(READY)
+	$(PYTHON) -m pytest tests/vm
 
 MINUTES := 5
 FUZZED := control data first jsonstream journal config
