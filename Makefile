@@ -41,7 +41,7 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo bench bench-scale bench-docs fuzz test lint reference native clean prepared
+.PHONY: demo bench bench-scale bench-docs fuzz test vm-test lint reference native clean prepared
 .PHONY: kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
