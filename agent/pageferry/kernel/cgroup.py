@@ -127,11 +127,12 @@ def locate(
 
 
 def _domain_of(path: Path, mount: Path) -> Path:
-    """The cgroup that memory is charged to and that a process can join.
+    """The cgroup that memory is charged to, with its limits and figures.
 
     libvirt puts QEMU's threads into threaded cgroups of version 2 (emulator, vcpu0, …). Memory
-    belongs to the domain above them (cgroup-v2.rst, "Threads"), and no process from outside can
-    join a threaded one.
+    belongs to the domain above them (cgroup-v2.rst, "Threads"), which alone has memory's files. A
+    process that joins the domain does not share what is set for QEMU's threads, such as their
+    processor time; the kernel would let it join a threaded one as well.
     """
     while path != mount:
         try:
