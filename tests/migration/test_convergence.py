@@ -123,8 +123,11 @@ def test_it_is_switched_over_with_the_longer_downtime_where_that_was_asked(busy_
     assert info["status"] == "completed", info
     assert info["ram"]["dirty-sync-count"] >= 4
     assert info["expected-downtime"] > 1
-    # What was expected is near what came out: within half, and a TCG guest's whims.
-    assert abs(info["downtime"] - info["expected-downtime"]) < 150
+    # With the guest stopped more of the processors is ours: the estimate is on the safe side.
+    assert info["downtime"] <= 1.5 * info["expected-downtime"] + 150
+    parts = info["switchover"]
+    whole = parts["last-round"] + parts["device"] + parts["commit"]
+    assert whole == pytest.approx(info["downtime"], abs=1)
     assert_verified(busy_pair.guest)
 
 
