@@ -1,4 +1,4 @@
-"""Pacing of the cold pass: bounded, monotone in pressure, and it recovers."""
+"""Pacing of the cold pass: bounded, monotone in the harm done to others, and it recovers."""
 
 from __future__ import annotations
 
@@ -9,141 +9,180 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pageferry.policy.pacing import (
-    HIGH,
-    LOW,
+    LOW_SLOWDOWN,
     MIB,
     NS_PER_S,
+    TARGET_SLOWDOWN,
+    Cycle,
+    HostReading,
     Pace,
-    PressureReading,
     allowed_bytes_per_s,
     before_the_migration,
     next_pace,
-    pressure_between,
+    others_bytes_per_s,
+    wants_pause,
 )
 
 TENTH_NS = NS_PER_S // 10
-START = PressureReading(0, 0, 0, 0, 0, 0)
+START = HostReading(0, 0, 0, 0, 0, 0)
+FAST = 800 * MIB
 
 paces = st.builds(
     Pace,
     bytes_per_s=st.none() | st.floats(MIB, 1e11),
     fastest_bytes_per_s=st.floats(0, 1e11),
+    usual_pressure=st.floats(0, 1),
+    usual_guest_pressure=st.floats(0, 1),
+    others_at_rest_bytes_per_s=st.floats(0, 1e10),
 )
 shares = st.floats(0, 1)
+rates = st.integers(0, 10**10)
 
 
-def later(
-    before: PressureReading = START,
-    *,
-    memory: float = 0.0,
-    io: float = 0.0,
-    guest: float = 0.0,
-    own: float = 0.0,
-    paged_in: int = 0,
-) -> PressureReading:
-    """A tenth of a second later, somebody having waited for these shares of it."""
-
-    def us(was: int | None, share: float) -> int:
-        return (was or 0) + int(share * TENTH_NS / 1000)
-
-    return PressureReading(
-        before.time_ns + TENTH_NS,
-        us(before.memory_us, memory),
-        us(before.io_us, io),
-        us(before.guest_us, guest),
-        before.own_ns + int(own * TENTH_NS),
-        before.paged_in_bytes + paged_in,
+def span(
+    *, others: float = 0, own: float = 0, memory: float = 0, guest: float = 0
+) -> tuple[HostReading, HostReading]:
+    """A tenth of a second: read by others and by us in bytes/s, and the shares that were waited."""
+    own_bytes = int(own / 10)
+    after = HostReading(
+        time_ns=TENTH_NS,
+        read_bytes=int(others / 10) + own_bytes,
+        own_read_bytes=own_bytes,
+        memory_us=int(memory * TENTH_NS / 1000),
+        guest_us=int(guest * TENTH_NS / 1000),
+        paged_in_bytes=own_bytes,
     )
+    return START, after
 
 
-@given(paces, st.tuples(shares, shares, shares), shares, st.integers(0, 10**9))
+def cycle(work: float, rest: float, own: float = FAST) -> Cycle:
+    """Others read *work* beside us and *rest* without us, in bytes/s."""
+    return Cycle(span(others=work, own=own), span(others=rest))
+
+
+cycles = st.builds(
+    lambda work, rest, own, memory, guest: Cycle(
+        span(others=work, own=own, guest=guest), span(others=rest, memory=memory)
+    ),
+    rates,
+    rates,
+    rates,
+    shares,
+    shares,
+)
+
+
+def rate_of(pace: Pace) -> float:
+    return float("inf") if pace.bytes_per_s is None else pace.bytes_per_s
+
+
+@given(paces, cycles)
 @settings(deadline=None)
-def test_it_is_bounded_and_never_stands_still(
-    pace: Pace, waits: tuple[float, float, float], own: float, paged_in: int
-) -> None:
-    memory, io, guest = waits
-    after = later(memory=memory, io=io, guest=guest, own=own, paged_in=paged_in)
-    found = next_pace(pace, START, after)
-    assert 0 <= found.pressure <= 1
+def test_it_is_bounded_and_never_stands_still(pace: Pace, one: Cycle) -> None:
+    found = next_pace(pace, one)
+    assert rate_of(found) >= found.floor_bytes_per_s >= MIB
     if found.bytes_per_s is not None:
-        assert found.bytes_per_s >= min(found.floor_bytes_per_s, pace.bytes_per_s or 1e12)
-        assert found.bytes_per_s >= MIB
-        assert found.bytes_per_s <= max(
-            found.fastest_bytes_per_s, found.floor_bytes_per_s, pace.bytes_per_s or 0
-        )
+        most = max(found.fastest_bytes_per_s, found.floor_bytes_per_s, pace.bytes_per_s or 0)
+        assert found.bytes_per_s <= most
 
 
-@given(paces, shares, shares, shares, st.integers(0, 10**9))
+@given(paces, rates, st.tuples(rates, rates), rates)
 @settings(deadline=None)
-def test_more_pressure_is_never_faster(
-    pace: Pace, less: float, more: float, own: float, paged_in: int
-) -> None:
-    less, more = sorted((less, more))
-    calm = next_pace(pace, START, later(memory=less, own=own, paged_in=paged_in))
-    tense = next_pace(pace, START, later(memory=more, own=own, paged_in=paged_in))
-    assert (tense.bytes_per_s or 1e13) <= (calm.bytes_per_s or 1e13)
+def test_more_harm_is_never_faster(pace: Pace, rest: int, work: tuple[int, int], own: int) -> None:
+    much, little = sorted(work)
+    harmed = next_pace(pace, cycle(much, rest, own))
+    spared = next_pace(pace, cycle(little, rest, own))
+    assert rate_of(harmed) <= rate_of(spared)
+
+
+@given(paces, st.tuples(shares, shares), rates)
+@settings(deadline=None)
+def test_more_pressure_is_never_faster(pace: Pace, waits: tuple[float, float], own: int) -> None:
+    less, more = sorted(waits)
+    work = span(own=own)
+    calm = next_pace(pace, Cycle(work, span(memory=less)))
+    tense = next_pace(pace, Cycle(work, span(memory=more)))
+    assert rate_of(tense) <= rate_of(calm)
 
 
 @given(paces)
 @settings(deadline=None)
 def test_it_recovers_in_bounded_time(pace: Pace) -> None:
-    before = START
-    for _reading in range(60):
-        after = later(before)
-        pace, before = next_pace(pace, before, after), after
+    for _cycle in range(40):
+        pace = next_pace(pace, Cycle(span(own=FAST), span()))
     assert pace.bytes_per_s is None
 
 
-@given(shares, st.floats(0, 0.9), st.integers(1, 10**9))
+@given(rates, shares, shares)
 @settings(deadline=None)
-def test_our_own_waits_alone_are_no_pressure(share: float, own: float, paged_in: int) -> None:
-    """However long we wait: nobody else does."""
-    some = share * own
-    after = later(memory=some, io=some, own=own, paged_in=paged_in)
-    assert pressure_between(START, after) == pytest.approx(0, abs=1e-3)
-    assert next_pace(Pace(), START, after).bytes_per_s is None
+def test_alone_on_a_host_we_are_not_paced(own: int, memory: float, guest: float) -> None:
+    """However much we read: nobody else does. What waited before the migration waits still."""
+    pace = before_the_migration(*span(memory=memory, guest=guest))
+    work = span(own=own, guest=guest)
+    assert not wants_pause(pace, *work)
+    assert next_pace(pace, Cycle(work)).bytes_per_s is None
+    assert next_pace(pace, Cycle(work, span(memory=memory))).bytes_per_s is None
 
 
-@given(st.floats(0.01, 1), st.floats(0, 0.9))
+@given(st.integers(0, 10**10), st.integers(0, 10**10))
 @settings(deadline=None)
-def test_a_neighbour_is_seen_beside_our_own_waits(others: float, own: float) -> None:
-    some = others + own - others * own
-    assert pressure_between(START, later(memory=some, own=own)) == pytest.approx(others, abs=1e-3)
-    assert pressure_between(START, later(io=some, own=own)) == pytest.approx(others, abs=1e-3)
+def test_what_others_read_is_what_we_did_not(others: int, own: int) -> None:
+    assert others_bytes_per_s(*span(others=others, own=own)) == pytest.approx(others, abs=10)
 
 
-@given(st.floats(0, 1), st.floats(0, 1))
-@settings(deadline=None)
-def test_waits_for_io_count_only_beyond_what_is_usual(usual: float, now: float) -> None:
-    pace = before_the_migration(START, later(io=usual))
-    found = pressure_between(START, later(io=now), pace.usual_io)
-    assert found == pytest.approx(max(0.0, now - usual), abs=1e-3)
+def test_somebody_who_reads_is_worth_a_pause_as_long_as_he_did_lately() -> None:
+    reads = span(others=4 * MIB, own=FAST)
+    assert wants_pause(Pace(), *reads)
+    starved = span(own=FAST)
+    assert not wants_pause(Pace(), *starved)
+    assert wants_pause(before_the_migration(*span(others=4 * MIB)), *starved)
 
 
-def test_one_long_wait_is_no_pressure() -> None:
-    after = later(memory=0.4, paged_in=20 * MIB)
-    assert next_pace(Pace(), START, after).bytes_per_s is None
+def test_one_that_is_as_fast_with_us_is_not_spared() -> None:
+    """He may wait for his swap all the time: it is not our doing."""
+    pace = before_the_migration(*span(others=40 * MIB, memory=0.95))
+    one = Cycle(span(others=39 * MIB, own=FAST), span(others=40 * MIB, memory=0.95))
+    assert next_pace(pace, one).bytes_per_s is None
 
 
-def test_the_guests_own_waits_count_in_full() -> None:
-    assert pressure_between(START, later(guest=0.5, own=0.9)) == pytest.approx(0.5, abs=1e-3)
+def test_the_rate_falls_by_as_much_as_others_suffer() -> None:
+    """A model of a device that both share: with half our rate the neighbour loses half as much."""
+    rest = 40 * MIB
+    pace = before_the_migration(*span(others=rest))
+    own, lost = float(FAST), 0.83
+    rates = []
+    for _cycle in range(6):
+        slowdown = lost * own / FAST
+        pace = next_pace(pace, cycle(rest * (1 - slowdown), rest, own))
+        own = min(FAST, rate_of(pace))
+        rates.append(own)
+    assert lost * own / FAST <= TARGET_SLOWDOWN * 1.5
+    assert own >= FAST / 10
+    assert rates[1] < FAST / 2, "two cycles, not many"
 
 
-def test_without_psi_there_is_no_pace() -> None:
-    none = replace(START, memory_us=None, io_us=None, guest_us=None)
-    after = replace(none, time_ns=TENTH_NS, paged_in_bytes=MIB)
-    assert next_pace(Pace(), none, after).bytes_per_s is None
-    assert next_pace(Pace(), START, START) == Pace()
-
-
-def test_under_lasting_pressure_a_tenth_of_the_speed_is_left() -> None:
-    pace, before = Pace(), START
-    for _reading in range(20):
-        after = later(before, memory=HIGH + 0.1, paged_in=20 * MIB if before is START else MIB)
-        pace, before = next_pace(pace, before, after), after
-    assert pace.bytes_per_s == pytest.approx(20 * MIB)
-    held = next_pace(pace, before, later(before, memory=(LOW + HIGH) / 2))
+def test_under_lasting_harm_a_tenth_of_the_speed_is_left() -> None:
+    pace = before_the_migration(*span(others=40 * MIB))
+    for _cycle in range(10):
+        own = min(FAST, rate_of(pace))
+        pace = next_pace(pace, cycle(0.2 * 40 * MIB, 40 * MIB, own))
+    assert pace.bytes_per_s == pytest.approx(FAST / 10, rel=1e-6)
+    between = (LOW_SLOWDOWN + TARGET_SLOWDOWN) / 2
+    held = next_pace(pace, cycle((1 - between) * 40 * MIB, 40 * MIB, pace.bytes_per_s or 0))
     assert held.bytes_per_s == pace.bytes_per_s
+
+
+def test_the_guest_that_waits_more_than_before_slows_us_without_a_pause() -> None:
+    pace = before_the_migration(*span(guest=0.1))
+    assert next_pace(pace, Cycle(span(own=FAST, guest=0.25))).bytes_per_s is None
+    assert next_pace(pace, Cycle(span(own=FAST, guest=0.5))).bytes_per_s == pytest.approx(FAST / 2)
+
+
+def test_without_counters_there_is_no_pace() -> None:
+    none = replace(START, memory_us=None, guest_us=None)
+    after = replace(none, time_ns=TENTH_NS, paged_in_bytes=MIB)
+    assert next_pace(Pace(), Cycle((none, after), (none, after))).bytes_per_s is None
+    assert next_pace(Pace(), Cycle((START, START), (START, START))) == Pace()
 
 
 @given(paces, st.just(0) | st.integers(65536, 10**12))

@@ -35,7 +35,7 @@ from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
 from pageferry.policy.convergence import GiveUp, GoOn, SwitchOver, decide
 from pageferry.policy.order import split_resident
-from pageferry.policy.pacing import PressureReading
+from pageferry.policy.pacing import HostReading
 from pageferry.policy.rounds import NS_PER_S
 from pageferry.policy.window import page_in_window_bytes
 from pageferry.testing.sabotage import BACK_TO_BACK_ROUNDS, sabotage_number
@@ -70,7 +70,7 @@ class Carry:
     enter: Enter
     throttle: Throttle
     estimator: Estimator
-    calm: PressureReading
+    calm: HostReading
     _back_to_back_rounds: int = field(default_factory=lambda: sabotage_number(BACK_TO_BACK_ROUNDS))
     pacer: SwapPacer = field(init=False)
     ledger: DataLedger = field(init=False)

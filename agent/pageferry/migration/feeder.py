@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pageferry.kernel import paging
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import PageSet, Runs
-from pageferry.migration.limiter import Limiter, WaitClock
+from pageferry.migration.limiter import Limiter
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.policy.bandwidth import NS_PER_S
 
@@ -97,11 +97,10 @@ class ColdFeeder(Feeder):
         batches: Iterable[Batch],
         window_bytes: int,
         swap_bandwidth: Limiter | None = None,
-        clock: WaitClock | None = None,
     ) -> None:
         super().__init__(batches)
         self._swap_bandwidth = swap_bandwidth or Limiter()
-        self._clock = clock or WaitClock()
+        self._held = False
         self._room = threading.Condition(self._lock)
         self._window_pages = max(1, window_bytes // PAGE_BYTES)
         self._pages_in = 0
@@ -135,6 +134,17 @@ class ColdFeeder(Feeder):
             self._window_pages = max(1, window_bytes // PAGE_BYTES)
             self._room.notify_all()
 
+    @property
+    def pages_in(self) -> int:
+        """Pages whose read was started and that have not been paged out again."""
+        return self._pages_in
+
+    def hold(self, held: bool) -> None:
+        """Whether to start no more reads for now. From any thread."""
+        with self._room:
+            self._held = held
+            self._room.notify_all()
+
     def stop(self) -> None:
         with self._room:
             self._stopped = True
@@ -153,6 +163,9 @@ class ColdFeeder(Feeder):
             if full and self._pages_in:
                 self._waiting = batch
                 return
+            if self._held:
+                self._waiting = batch
+                return
             wait_ns = self._swap_bandwidth.wait_ns()
             if wait_ns:
                 self._waiting = batch
@@ -160,7 +173,6 @@ class ColdFeeder(Feeder):
                 self._wait_s = min(wait_ns / NS_PER_S, LONGEST_WAIT_S)
                 return
             self._swap_bandwidth.take(batch.runs.pages * PAGE_BYTES)
-            with self._clock.waiting():
-                paging.will_need(batch.mapping, batch.runs)
+            paging.will_need(batch.mapping, batch.runs)
             self._pages_in += batch.runs.pages
             self._started.append(batch)

@@ -1,11 +1,9 @@
-"""A bandwidth that several threads share, and for how long they have waited for the kernel."""
+"""A bandwidth that several threads share."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from pageferry.policy.bandwidth import NS_PER_S, TokenBucket
 
@@ -54,43 +52,3 @@ class Limiter:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-
-
-class WaitClock:
-    """For how long threads of ours have slept inside `waiting`, all together. Any thread may call.
-
-    That is what the kernel can count as our waits for memory or I/O: not the time in which a thread
-    ran, nor that in which it waited for a processor (schedstat, Documentation/scheduler/
-    sched-stats.rst), which on a busy host is most of what a call takes.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._total_ns = 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count what this thread sleeps within the block."""
-        began_ns, ran_ns = time.monotonic_ns(), _scheduled_ns()
-        try:
-            yield
-        finally:
-            slept_ns = time.monotonic_ns() - began_ns - (_scheduled_ns() - ran_ns)
-            with self._lock:
-                self._total_ns += max(0, slept_ns)
-
-    def total_ns(self) -> int:
-        """The time so far; only grows."""
-        with self._lock:
-            return self._total_ns
-
-
-def _scheduled_ns() -> int:
-    """For how long the calling thread has run or waited for a processor."""
-    try:
-        with open("/proc/thread-self/schedstat", "rb", buffering=0) as schedstat:
-            ran_ns, queued_ns = schedstat.read().split()[:2]
-    except OSError:
-        # A kernel without CONFIG_SCHED_INFO: what it waited for a processor counts as sleep.
-        return time.thread_time_ns()
-    return int(ran_ns) + int(queued_ns)

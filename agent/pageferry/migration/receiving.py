@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pageferry.kernel import paging
 from pageferry.kernel.pageset import PageSet, Runs
 from pageferry.kernel.residency import ResidencyReader
+from pageferry.kernel.scheduling import ThreadPriority
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.intake import Intake
 from pageferry.migration.progress import Progress
@@ -75,15 +76,18 @@ class RamReceiver:
                 return
         if isinstance(sock, TlsSocket):
             sock.begin(TLS_TIMEOUT_S)
-        intake = Intake(sock)
+        intake, priority = Intake(sock), ThreadPriority()
         while True:
             message = read_frame_head(sock)
             if isinstance(message, Barrier):
+                priority.set_polite(False)
                 with self._lock:
                     self._ledger.barrier(channel, message)
                 moved()
             elif isinstance(message, Pages | Packed | Zeros | Holes):
                 self._check_round(message)
+                if isinstance(message, Pages | Packed):
+                    priority.set_polite(message.cold and message.round == 1)
                 self._place(message, intake)
                 with self._lock:
                     self._ledger.frame(channel, message)

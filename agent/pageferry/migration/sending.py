@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from pageferry.kernel import paging, transfer
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import PageSet, Runs
 from pageferry.kernel.residency import ResidencyReader
+from pageferry.kernel.scheduling import ThreadPriority
 from pageferry.migration.channel import Channel
 from pageferry.migration.feeder import (
     BATCH_PAGES,
@@ -29,7 +31,7 @@ from pageferry.migration.feeder import (
     cold_batch_pages,
 )
 from pageferry.migration.guest_ram import CarriedBlock
-from pageferry.migration.limiter import Limiter, WaitClock
+from pageferry.migration.limiter import Limiter
 from pageferry.migration.progress import Progress
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import MigrationFailedError
@@ -66,8 +68,6 @@ class RamSender:
         """What all channels together may use."""
         self.swap_bandwidth = Limiter()
         """What the cold pass may page in."""
-        self.paging_clock = WaitClock()
-        """What the sending threads have slept in calls that page in or out."""
         self.sent = [PageSet(carried.block.pages) for carried in blocks]
         self.settled = [PageSet(carried.block.pages) for carried in blocks]
 
@@ -84,8 +84,8 @@ class RamSender:
             for block, runs in order
             for piece in _pieces(runs, lambda: self._smooth(size))
         )
-        feeder = ColdFeeder(batches, window_bytes, self.swap_bandwidth, self.paging_clock)
-        self._run(feeder, round_number)
+        feeder = ColdFeeder(batches, window_bytes, self.swap_bandwidth)
+        self._run(feeder, round_number, polite=True)
 
     def send_pages(self, round_number: int, pages: Sequence[PageSet]) -> None:
         """Send *pages* (one set a block) in the order of their offsets.
@@ -124,6 +124,25 @@ class RamSender:
         if isinstance(feeder, ColdFeeder):
             feeder.set_window(window_bytes)
 
+    @property
+    def pages_in(self) -> int:
+        """Pages that are in for the cold pass just now."""
+        feeder = self._feeder
+        return feeder.pages_in if isinstance(feeder, ColdFeeder) else 0
+
+    @contextmanager
+    def no_page_ins(self) -> Iterator[None]:
+        """Within it the cold pass starts no reads; what is in already goes out."""
+        feeder = self._feeder
+        if not isinstance(feeder, ColdFeeder):
+            yield
+            return
+        feeder.hold(True)
+        try:
+            yield
+        finally:
+            feeder.hold(False)
+
     def stop(self) -> None:
         """End a pass from another thread, for good: no channel can be used afterwards."""
         self._stopped = True
@@ -134,7 +153,7 @@ class RamSender:
         for channel in self._channels:
             channel.shutdown()
 
-    def _run(self, feeder: Feeder, round_number: int) -> None:
+    def _run(self, feeder: Feeder, round_number: int, *, polite: bool = False) -> None:
         self._feeder = feeder
         if self._stopped:
             feeder.stop()
@@ -143,6 +162,7 @@ class RamSender:
             threading.Thread(
                 target=self._drain_feeder,
                 args=(feeder, channel, round_number, errors),
+                kwargs={"polite": polite},
                 name=f"send-{channel.index}",
             )
             for channel in self._channels
@@ -156,8 +176,15 @@ class RamSender:
             raise errors[0]
 
     def _drain_feeder(
-        self, feeder: Feeder, channel: Channel, round_number: int, errors: list[Exception]
+        self,
+        feeder: Feeder,
+        channel: Channel,
+        round_number: int,
+        errors: list[Exception],
+        *,
+        polite: bool,
     ) -> None:
+        ThreadPriority().set_polite(polite)
         try:
             while (batch := feeder.next()) is not None:
                 self._send_batch(batch, channel, round_number)
@@ -181,15 +208,13 @@ class RamSender:
 
     def _send_swapped(self, batch: Batch, runs: Runs, channel: Channel, round_number: int) -> None:
         mapping = batch.mapping
-        with self.paging_clock.waiting():
-            _read(lambda: paging.will_need(mapping, runs))
-            _read(lambda: paging.populate(mapping, runs))
+        _read(lambda: paging.will_need(mapping, runs))
+        _read(lambda: paging.populate(mapping, runs))
         try:
             self._send_runs(batch.block, mapping, runs, channel, round_number, cold=True)
         finally:
             # Also when the connection broke: the guest's residency is to be as it was.
-            with self.paging_clock.waiting():
-                kept = paging.page_out(mapping, runs)
+            kept = paging.page_out(mapping, runs)
             paging.drop(mapping, runs)
             self._progress.paged(runs.pages, runs.pages - kept, kept)
 

@@ -41,7 +41,7 @@ from pageferry.migration.packing import PackingSettings
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
-from pageferry.migration.swap_pacing import host_pressure
+from pageferry.migration.swap_pacing import calm_reading
 from pageferry.migration.throttling import Throttle
 from pageferry.migration.tuning import Tuning
 from pageferry.migration.watch import check_blocks, watch_guest
@@ -56,7 +56,7 @@ from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
 from pageferry.net.connecting import Route
 from pageferry.policy.ownership import SourceEvent, SourceStep
-from pageferry.policy.pacing import PressureReading
+from pageferry.policy.pacing import HostReading
 from pageferry.qemu.look import GuestView, look
 from pageferry.qemu.monitor import Monitor, open_monitor
 from pageferry.qemu.switchover import SourceHandover, drain
@@ -123,8 +123,8 @@ class SourceMigration:
 
     async def _migrate(self, journal: Journal, books: _Books) -> None:
         route = self.job.route()
-        calm = host_pressure()
         async with open_monitor(self.job.qmp) as monitor:
+            calm = await trio.to_thread.run_sync(calm_reading, monitor.peer_pid)
             view = await look(monitor)
             refuse(view, "source")
             reader = await trio.to_thread.run_sync(choose_reader, self.job.parameters.residency_way)
@@ -206,7 +206,7 @@ class Departure:
     books: _Books
     report_pass: Callable[[int], Awaitable[None]]
     tuning: Tuning
-    calm: PressureReading
+    calm: HostReading
     """The host's pressure before the migration began."""
 
     async def run(self) -> None:

@@ -8,25 +8,35 @@ from pathlib import Path
 
 import trio
 
-from pageferry.kernel import pressure
+from pageferry.kernel import block_reads, pressure
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.parameters import MigrationParameters
 from pageferry.policy.pacing import (
-    PressureReading,
+    Cycle,
+    HostReading,
     allowed_bytes_per_s,
     before_the_migration,
     next_pace,
+    wants_pause,
 )
 
-READING_S = 0.1
-"""PSI itself is brought up to date when it is read; less than this and a single wait of a
-neighbour's swings the share."""
+WORK_S = 0.4
+"""Between two pauses: with those, a fifth of the time is given for knowing what harm we do, and
+only where there is somebody to be harmed."""
+
+PAUSE_S = 0.1
+"""Long enough for some tens of reads of one that waits for each of them."""
+
+SETTLE_S = 0.25
+"""How long at most what is paged in already may take to be sent and paged out before a pause."""
+
+SETTLE_STEP_S = 0.005
 
 
 class SwapPacer:
-    """Sets the sender's swap bandwidth by the host's pressure and the operator's limit."""
+    """Sets the sender's swap bandwidth by what others suffer, and by the operator's limit."""
 
     def __init__(
         self,
@@ -34,14 +44,14 @@ class SwapPacer:
         sender: RamSender,
         progress: Progress,
         parameters: MigrationParameters,
-        calm: PressureReading,
+        calm: HostReading,
     ) -> None:
-        """*calm* is `host_pressure` from before the migration began."""
+        """*calm* is `host_reading` of *pid* from before the migration began."""
         self._guest_file = _guest_pressure_file(pid)
         self._sender = sender
         self._progress = progress
         self._parameters = parameters
-        self._pace = before_the_migration(calm, host_pressure())
+        self._pace = before_the_migration(calm, host_reading(self._guest_file))
         self._apply()
 
     def tune(self, parameters: MigrationParameters) -> None:
@@ -50,14 +60,28 @@ class SwapPacer:
         self._apply()
 
     async def run(self) -> None:
-        """Read the pressure and set the pace, until cancelled."""
-        before = self._reading()
+        """Work, pause where there are others, and set the pace, until cancelled."""
         while True:
-            await trio.sleep(READING_S)
-            after = self._reading()
-            self._pace = next_pace(self._pace, before, after)
+            before = self._reading()
+            await trio.sleep(WORK_S)
+            work = (before, self._reading())
+            pause = None
+            if self._parameters.swap_pacing and wants_pause(self._pace, *work):
+                pause = await self._pause()
+            self._pace = next_pace(self._pace, Cycle(work, pause))
             self._apply()
-            before = after
+
+    async def _pause(self) -> tuple[HostReading, HostReading] | None:
+        """What the host does while we do nothing. None when our own work did not end in time."""
+        with self._sender.no_page_ins():
+            with trio.move_on_after(SETTLE_S) as settling:
+                while self._sender.pages_in:  # noqa: ASYNC110 - threads count it
+                    await trio.sleep(SETTLE_STEP_S)
+            if settling.cancelled_caught:
+                return None
+            before = self._reading()
+            await trio.sleep(PAUSE_S)
+            return before, self._reading()
 
     def _apply(self) -> None:
         rate = allowed_bytes_per_s(
@@ -68,23 +92,24 @@ class SwapPacer:
         self._sender.swap_bandwidth.set_rate(rate)
         self._progress.swap_bandwidth = rate
 
-    def _reading(self) -> PressureReading:
-        return replace(
-            host_pressure(),
-            guest_us=pressure.some_us(self._guest_file) if self._guest_file else None,
-            own_ns=self._sender.paging_clock.total_ns(),
-            paged_in_bytes=self._progress.paged_in_pages * PAGE_BYTES,
-        )
+    def _reading(self) -> HostReading:
+        paged_in_bytes = self._progress.paged_in_pages * PAGE_BYTES
+        return replace(host_reading(self._guest_file), paged_in_bytes=paged_in_bytes)
 
 
-def host_pressure() -> PressureReading:
-    """What the host's tasks have waited so far, without what is ours or the guest's in it."""
-    return PressureReading(
+def calm_reading(pid: int) -> HostReading:
+    """What the host of QEMU *pid* has done so far, before any page is paged in for it."""
+    return host_reading(_guest_pressure_file(pid))
+
+
+def host_reading(guest_file: Path | None) -> HostReading:
+    """What the host has done so far; *guest_file* is the guest's own pressure file."""
+    return HostReading(
         time_ns=time.monotonic_ns(),
+        read_bytes=block_reads.host_bytes(),
+        own_read_bytes=block_reads.own_bytes(),
         memory_us=pressure.host_some_us("memory"),
-        io_us=pressure.host_some_us("io"),
-        guest_us=None,
-        own_ns=0,
+        guest_us=pressure.some_us(guest_file) if guest_file else None,
         paged_in_bytes=0,
     )
 

@@ -1,15 +1,20 @@
-"""How fast cold pages may be paged in while others on the host want the same memory and disk.
+"""How fast cold pages may be paged in while others on the host want the same disk and memory.
 
-Additive increase, multiplicative decrease on a rate, as TCP shares a link: while others wait for
-memory or I/O the rate is halved, down to a tenth of what the swap device has been seen to do; when
-they no longer do it rises again, and beyond what can be reached it is no limit at all.
+A rate with additive increase, as TCP has, and a decrease by as much as others suffer, down to a
+tenth of what the swap device has been seen to do.
 
-The kernel's pressure stall information (PSI) counts the waits of our own page-ins like everybody's,
-so what is compared is the share of the time in which somebody waited *while we did not*: alone on
-an idle host that is next to nothing, however hard we work. The guest's own cgroup has none of our
-threads in it; its pressure counts in full. Waits for I/O are no harm by themselves: a program that
-reads a disk waits for it most of the time, whoever else does. So they count only as far as they
-have become more since before the migration.
+What others suffer is measured, not guessed: now and then our own reads rest for a tenth of a
+second (a *pause*), and what everybody else reads from disks and swap then is held against what they
+read while we work. The kernel counts all reads (``pgpgin``) and ours apart (``read_bytes`` of
+/proc/PID/io), so the difference is theirs alone. A neighbour that gets through less than
+three quarters of what it reads in a pause is being slowed by us, whatever the device; one that
+waits for its swap from morning to night, but as fast with us as without, is not.
+
+The kernel's pressure stall information (PSI) cannot tell this by itself: our own waits are in it,
+and with several threads that wait at once they hide everybody else's. Only in a pause is it all
+theirs. Memory pressure counts as far as it is more then than before the migration: that is reclaim
+that we cause. The guest's own cgroup has none of our threads in it, so its pressure is read all
+the time.
 """
 
 from __future__ import annotations
@@ -17,120 +22,136 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 NS_PER_S = 1_000_000_000
-US_PER_S = 1_000_000
 MIB = 1024 * 1024
 
-HIGH = 0.20
-"""Share of the time for which somebody else waits, above which the rate is halved. Neighbours that
-swap gently wait for a few percent of the time without us, those that thrash for most of it."""
+OTHERS_READ_BYTES_PER_S = MIB / 2
+"""What others must read to be worth pauses: 128 single page faults a second. The guest's own faults
+for its working set, a handful in a whole migration, are not."""
 
-LOW = 0.08
-"""Below this the rate rises again. Between the two it stays, so that it does not swing."""
+TARGET_SLOWDOWN = 0.2
+"""By how much others may be slowed. The rate is set for this, as if the slowdown were in proportion
+to it."""
 
-DECREASE = 0.5
+HIGH_SLOWDOWN, LOW_SLOWDOWN = 0.3, 0.15
+"""Above the first the rate is lowered, below the second it rises; between them it stays, so that it
+does not swing with what others happen to read."""
 
-INCREASE_SHARE = 1 / 40
-"""Of the fastest rate seen, gained per reading of a tenth of a second: from the floor to full speed
-in four seconds of quiet."""
+HIGH_PRESSURE, LOW_PRESSURE = 0.2, 0.08
+"""The same for the share of time in which others wait for memory and did not before."""
+
+PRESSURE_DECREASE = 0.5
+
+LEAST_DECREASE = 0.1
+"""The rate is never lowered by more in one step: a single pause may mislead."""
+
+INCREASE_SHARE = 1 / 20
+"""Of the fastest rate seen, gained in each cycle without harm: from the floor to full speed in ten
+seconds."""
 
 FLOOR_SHARE = 0.1
-"""Of the fastest rate seen: what is left to us even while others wait. They may have waited before
-we came, and may go on when we are gone; a migration that stands still helps nobody."""
+"""Of the fastest rate seen: what is left to us whatever others suffer. A migration that stands
+still helps nobody."""
 
 LEAST_BYTES_PER_S = 1 * MIB
 """The floor before any rate has been seen."""
 
-SMOOTHING = 0.4
-"""Weight of the last reading: a wait that is over within a tenth of a second is nobody's trouble.
-Alone on a host our own reclaim has been seen to make 0.05 to 0.15, and 0.27 once in 50 readings."""
-
-LEAST_FREE_SHARE = 0.05
-"""With less of the time free of our own waits, what others did in it says nothing."""
+SMOOTHING = 0.5
+"""Weight of the last pause: in a tenth of a second a neighbour may happen to read little."""
 
 
 @dataclass(frozen=True, slots=True)
-class PressureReading:
+class HostReading:
     """Counters at one moment, all since some fixed time in the past. None: cannot be had here.
 
-    ``memory_us`` and ``io_us``: time in which some task of the host waited (``some total``).
-    ``guest_us``: the same for memory in the guest's own cgroup. ``own_ns``: what threads of ours
-    have slept in calls that page in or out. ``paged_in_bytes``: by us.
+    ``read_bytes``: read from block devices by everybody, swap among it. ``own_read_bytes``: by this
+    process. ``memory_us``: time in which some task of the host waited for memory (PSI's ``some
+    total``). ``guest_us``: the same in the guest's own cgroup. ``paged_in_bytes``: by us.
     """
 
     time_ns: int
+    read_bytes: int
+    own_read_bytes: int
     memory_us: int | None
-    io_us: int | None
     guest_us: int | None
-    own_ns: int
     paged_in_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The state between two readings. ``bytes_per_s`` None: as fast as the window lets it.
+    """The state between two cycles. ``bytes_per_s`` None: as fast as the window lets it.
 
-    ``pressure`` is smoothed. ``usual_io`` is the share of the time in which somebody waited for I/O
-    before the migration began.
+    ``usual_pressure``, ``usual_guest_pressure``: shares of time from before the migration.
+    ``others_at_rest_bytes_per_s``: what others read in the last pauses, smoothed; at first what
+    they read before the migration.
     """
 
     bytes_per_s: float | None = None
     fastest_bytes_per_s: float = 0.0
-    pressure: float = 0.0
-    usual_io: float = 0.0
+    usual_pressure: float = 0.0
+    usual_guest_pressure: float = 0.0
+    others_at_rest_bytes_per_s: float = 0.0
 
     @property
     def floor_bytes_per_s(self) -> float:
-        """The rate that no pressure gets below."""
+        """The rate that no harm gets below."""
         return max(LEAST_BYTES_PER_S, FLOOR_SHARE * self.fastest_bytes_per_s)
 
 
-def before_the_migration(before: PressureReading, after: PressureReading) -> Pace:
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Some time of work, and the pause after it, if there was one: a reading at either end."""
+
+    work: tuple[HostReading, HostReading]
+    pause: tuple[HostReading, HostReading] | None = None
+
+
+def before_the_migration(before: HostReading, after: HostReading) -> Pace:
     """The pace to begin with, by two readings from the time before anything was paged in."""
-    usual_io = _some(before.io_us, after.io_us, after.time_ns - before.time_ns)
-    return Pace(usual_io=usual_io)
+    return Pace(
+        usual_pressure=_waiting(before.memory_us, after.memory_us, _span_ns(before, after)),
+        usual_guest_pressure=_waiting(before.guest_us, after.guest_us, _span_ns(before, after)),
+        others_at_rest_bytes_per_s=others_bytes_per_s(before, after),
+    )
 
 
-def pressure_between(
-    before: PressureReading, after: PressureReading, usual_io: float = 0.0
-) -> float:
-    """Share of the time, 0 to 1, for which others waited for memory, or the guest did; or for I/O,
-    beyond the share that is usual.
-    """
-    span_ns = after.time_ns - before.time_ns
+def wants_pause(pace: Pace, before: HostReading, after: HostReading) -> bool:
+    """Whether others read enough, or did lately, to find out how they fare without us."""
+    most = max(others_bytes_per_s(before, after), pace.others_at_rest_bytes_per_s)
+    return most >= OTHERS_READ_BYTES_PER_S
+
+
+def others_bytes_per_s(before: HostReading, after: HostReading) -> float:
+    """What everybody but this process read from block devices between two readings."""
+    span_ns = _span_ns(before, after)
     if span_ns <= 0:
         return 0.0
-    own = _share(after.own_ns - before.own_ns, span_ns)
-    memory = _others(_some(before.memory_us, after.memory_us, span_ns), own)
-    more_io = _others(_some(before.io_us, after.io_us, span_ns), own) - usual_io
-    guest = _some(before.guest_us, after.guest_us, span_ns)
-    return max(memory, more_io, guest, 0.0)
+    everybody = after.read_bytes - before.read_bytes
+    own = after.own_read_bytes - before.own_read_bytes
+    return max(0, everybody - own) * NS_PER_S / span_ns
 
 
-def next_pace(pace: Pace, before: PressureReading, after: PressureReading) -> Pace:
-    """The pace after one more reading. Both readings being equal in time changes nothing.
+def next_pace(pace: Pace, cycle: Cycle) -> Pace:
+    """The pace after one more cycle. One that took no time changes nothing.
 
-    The result is between the floor and no limit; for more pressure it is never faster; with no
-    pressure it becomes "no limit" after a bounded number of readings.
+    The result is between the floor and no limit; for more harm it is never faster; without harm it
+    becomes "no limit" after a bounded number of cycles.
     """
-    span_ns = after.time_ns - before.time_ns
+    before, after = cycle.work
+    span_ns = _span_ns(before, after)
     if span_ns <= 0:
         return pace
     reached = max(0, after.paged_in_bytes - before.paged_in_bytes) * NS_PER_S / span_ns
-    found = pressure_between(before, after, pace.usual_io)
-    pressure = pace.pressure + (found - pace.pressure) * SMOOTHING
-    pace = replace(
-        pace, fastest_bytes_per_s=max(pace.fastest_bytes_per_s, reached), pressure=pressure
-    )
+    pace = replace(pace, fastest_bytes_per_s=max(pace.fastest_bytes_per_s, reached))
     if pace.bytes_per_s is not None:
         # The floor has risen with the fastest rate.
         pace = replace(pace, bytes_per_s=max(pace.bytes_per_s, pace.floor_bytes_per_s))
-    if pressure > HIGH:
-        was = reached if pace.bytes_per_s is None else pace.bytes_per_s
-        return replace(pace, bytes_per_s=max(pace.floor_bytes_per_s, was * DECREASE))
-    if pace.bytes_per_s is None or pressure > LOW:
+    pace = _with_pause(pace, cycle.pause)
+    slowdown, pressure = _slowdown(pace, cycle), _pressure(pace, cycle)
+    if slowdown > HIGH_SLOWDOWN or pressure > HIGH_PRESSURE:
+        return _slower(pace, reached, slowdown, pressure)
+    if pace.bytes_per_s is None or slowdown > LOW_SLOWDOWN or pressure > LOW_PRESSURE:
         return pace
-    step = max(LEAST_BYTES_PER_S, pace.fastest_bytes_per_s * INCREASE_SHARE)
-    rate = pace.bytes_per_s + step
+    rate = pace.bytes_per_s + max(LEAST_BYTES_PER_S, pace.fastest_bytes_per_s * INCREASE_SHARE)
     # Beyond the fastest it does not limit any more.
     return replace(pace, bytes_per_s=None if rate > pace.fastest_bytes_per_s else rate)
 
@@ -146,19 +167,50 @@ def allowed_bytes_per_s(pace: Pace, max_swap_bandwidth: int, *, paced: bool) -> 
     return min(limits, default=0)
 
 
-def _share(part_ns: int, span_ns: int) -> float:
-    return min(1.0, max(0.0, part_ns / span_ns))
+def _with_pause(pace: Pace, pause: tuple[HostReading, HostReading] | None) -> Pace:
+    if pause is None or _span_ns(*pause) <= 0:
+        return pace
+    was = pace.others_at_rest_bytes_per_s
+    now = was + (others_bytes_per_s(*pause) - was) * SMOOTHING
+    return replace(pace, others_at_rest_bytes_per_s=now)
 
 
-def _some(was_us: int | None, is_us: int | None, span_ns: int) -> float:
+def _slowdown(pace: Pace, cycle: Cycle) -> float:
+    """By what part others read less while we work, 0 to 1."""
+    at_rest = pace.others_at_rest_bytes_per_s
+    if cycle.pause is None or at_rest < OTHERS_READ_BYTES_PER_S:
+        return 0.0
+    return min(1.0, max(0.0, 1.0 - others_bytes_per_s(*cycle.work) / at_rest))
+
+
+def _pressure(pace: Pace, cycle: Cycle) -> float:
+    """For what share of the time others wait for memory, or the guest does, and did not before."""
+    before, after = cycle.work
+    guest = _waiting(before.guest_us, after.guest_us, _span_ns(before, after))
+    pressure = guest - pace.usual_guest_pressure
+    if cycle.pause is not None:
+        before, after = cycle.pause
+        others = _waiting(before.memory_us, after.memory_us, _span_ns(before, after))
+        pressure = max(pressure, others - pace.usual_pressure)
+    return max(0.0, pressure)
+
+
+def _slower(pace: Pace, reached: float, slowdown: float, pressure: float) -> Pace:
+    was = reached if pace.bytes_per_s is None else pace.bytes_per_s
+    factor = 1.0
+    if pressure > HIGH_PRESSURE:
+        factor = PRESSURE_DECREASE
+    if slowdown > HIGH_SLOWDOWN:
+        factor = min(factor, max(LEAST_DECREASE, (1 - slowdown) / (1 - TARGET_SLOWDOWN)))
+    return replace(pace, bytes_per_s=max(pace.floor_bytes_per_s, was * factor))
+
+
+def _span_ns(before: HostReading, after: HostReading) -> int:
+    return after.time_ns - before.time_ns
+
+
+def _waiting(was_us: int | None, is_us: int | None, span_ns: int) -> float:
+    """Share of the time, 0 to 1."""
     if was_us is None or is_us is None or span_ns <= 0:
         return 0.0
-    return _share((is_us - was_us) * 1000, span_ns)
-
-
-def _others(some: float, own: float) -> float:
-    """What part of the time that is free of our own waits was somebody else's wait."""
-    free = 1.0 - own
-    if free < LEAST_FREE_SHARE:
-        return 0.0
-    return min(1.0, max(0.0, some - own) / free)
+    return min(1.0, max(0.0, (is_us - was_us) * 1000 / span_ns))
