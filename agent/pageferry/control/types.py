@@ -75,7 +75,9 @@ PARAMETERS: Final = (
         SIZE,
         "bytes per second to page in, as many being paged out again; 0: no limit",
     ),
-    _optional("swap-pacing", BOOL, "page in less while that slows down what others on the host read"),
+    _optional(
+        "swap-pacing", BOOL, "page in less while that slows down what others on the host read"
+    ),
     _optional("auto-converge", BOOL, "the guest's vCPUs may be throttled; off by default"),
     _optional("cpu-throttle-initial", INT, "percent of the vCPUs' time taken at first"),
     _optional("cpu-throttle-increment", INT, "percent more taken while rounds do not shrink"),
