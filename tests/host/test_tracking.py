@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from pageferry.kernel.tracking import (
 )
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import RefusedError, TrackingLostError
+from pageferry.policy.scanning import scan_pieces
 from pageferry.testing.lab.swap import SwapArea
 from tests.host.tracked import TrackedProcess
 from tests.support import need
@@ -339,6 +341,29 @@ def test_mapped_pages_are_those_that_the_process_touched(track: Track) -> None:
     assert count == found.count()
     assert {0, 1, 2, 4000} <= {page for page in range(PAGES) if page in found}
     assert count < 4 * 16  # fault-around maps neighbours that exist
+    child.end()
+
+
+def test_threads_that_divide_a_scan_find_what_one_finds(track: Track) -> None:
+    pages = 3 << 18  # 3 GiB, sparse
+    child = track(pages)
+    borders = [border + by for border in (1 << 18, 2 << 18) for by in (-65, -64, -1, 0, 1, 63, 64)]
+    with contextlib.closing(WriteTracker.arm(child.pid, [child.addresses])) as tracker:
+        for _scan in range(20):
+            written = {*borders, *random.Random(_scan).sample(range(pages), 500)}
+            child.tell("write", *written)
+            found = PageSet(pages)
+            with ThreadPoolExecutor(4) as threads:
+                counts = [
+                    threads.submit(tracker.scan, AddressRange(start, end), found, first)
+                    for start, end, first in scan_pieces(
+                        child.addresses.start, child.addresses.end, 0
+                    )
+                ]
+            assert sum(count.result() for count in counts) == len(written) == found.count()
+            assert {
+                page for first, n in found.runs() for page in range(first, first + n)
+            } == written
     child.end()
 
 

@@ -8,11 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgpack
 import pytest
 
+from pageferry.testing.lab.daemons import worker_pids
 from pageferry.wire import messages as m
 from pageferry.wire.frames import encode_head
 from tests.hostile.peers import Source, Victim, highest_resident_bytes, resident_bytes, victim
@@ -111,10 +111,9 @@ def _introduced(source: Source) -> bool:
 
 def _worker_of(victim: Victim) -> int:
     assert victim.daemon.process is not None
-    tasks = Path(f"/proc/{victim.daemon.process.pid}/task")
-    children = [pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+    children = worker_pids(victim.daemon.process.pid)
     assert len(children) == 1, children
-    return int(children[0])
+    return children[0]
 
 
 def _frame(values: dict[str, object]) -> bytes:

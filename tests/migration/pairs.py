@@ -150,8 +150,4 @@ def _protected_ranges(pid: int) -> int:
 
 def worker_pids(daemon: LabDaemon) -> list[int]:
     """The worker processes of a daemon."""
-    found: list[int] = []
-    # Each thread has its own children, and a worker is started by a thread.
-    for children in Path(f"/proc/{daemon.process.pid}/task").glob("*/children"):
-        found += [int(word) for word in children.read_text().split()]
-    return found
+    return daemon.workers()

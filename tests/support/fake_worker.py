@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from pageferry.migration.link import Link, LinkLostError
+from pageferry.migration.link import TOKEN_VARIABLE, Link, LinkLostError
 from pageferry.model.errors import (
     MigrationCancelledError,
     OutcomeUnknownError,
@@ -65,6 +65,7 @@ class FakeWorker:
                 "error": error.report() if error else None,
                 "job": self._job,
                 "pid": os.getpid(),
+                "token": os.environ[TOKEN_VARIABLE],
             }
         )
 
@@ -91,7 +92,14 @@ class FakeWorker:
             report = refusal.report() if refusal else None
             await self._link.send({"type": "set-answer", "error": report})
         elif packet["type"] == "identify":
-            await self._link.send({"type": "identity", "pid": os.getpid(), "job": self._job})
+            await self._link.send(
+                {
+                    "type": "identity",
+                    "pid": os.getpid(),
+                    "token": os.environ[TOKEN_VARIABLE],
+                    "job": self._job,
+                }
+            )
 
     async def _work(self) -> None:
         if self._way == "refuse":

@@ -14,8 +14,7 @@ from pageferry.control.client import ControlClient, open_client
 from pageferry.control.errors import CommandError
 from pageferry.control.info import MigrationInfo
 from pageferry.daemon.settling import living_worker
-from pageferry.daemon.worker_process import WORKER_VARIABLE
-from pageferry.migration.journal import Journal
+from pageferry.migration.journal import Journal, journal_path
 from pageferry.model.phase import SourcePhase
 from tests.support.daemon_bench import DaemonBench, eventually, running_daemon
 
@@ -339,13 +338,13 @@ async def test_recover_leaves_migrations_alone_that_somebody_sees_to(tmp_path: P
         assert [each["migration-id"] for each in told] == ["aaaaaaaa"]
         assert bench.hooks.settled == ["aaaaaaaa"]
 
-        process = await trio.lowlevel.open_process(
-            ["sleep", "60"], env={**os.environ, WORKER_VARIABLE: "aaaaaaaa"}
-        )
+        state_dir = bench.config.state_directory
+        path = journal_path(state_dir, "aaaaaaaa", "source")
+        process = await trio.lowlevel.open_process(["flock", "--no-fork", path, "sleep", "60"])
         try:
 
             async def is_seen() -> bool:
-                return living_worker("aaaaaaaa") is not None
+                return living_worker(state_dir, "aaaaaaaa") is not None
 
             await eventually(is_seen)
             told = await client.execute("migrate-recover", {"migration-id": "aaaaaaaa"})

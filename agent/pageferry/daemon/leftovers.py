@@ -147,13 +147,13 @@ class Leftovers:
         attempt.delay_s = next_delay_s(attempt.delay_s)
 
     async def _outcomes(self, migration_id: str, *, only_plan: bool = False) -> list[Outcome]:
-        pid = living_worker(migration_id)
+        pid = living_worker(self.state_dir, migration_id)
         if pid is not None:
             return [
                 {
                     "migration-id": migration_id,
                     "settled": False,
-                    "message": f"worker process {pid} still sees to it; ask again later",
+                    "message": f"{_process(pid)} still sees to it; ask again later",
                 }
             ]
         if only_plan:
@@ -165,3 +165,7 @@ class Leftovers:
                 keys = ("migration-id", "guest", "role", "phase", "message")
                 self.emit("MIGRATION_SETTLED", {key: str(each.get(key, "")) for key in keys})
         return outcomes
+
+
+def _process(pid: int) -> str:
+    return f"worker process {pid}" if pid else "a process outside of this PID namespace"

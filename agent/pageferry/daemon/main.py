@@ -64,7 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("the configuration is fine")
             return 0
         with state_directory(config.state_directory):
-            trio.run(partial(run_daemon, config, manager=manager, reread=read_configuration))
+            trio.run(
+                partial(
+                    run_daemon,
+                    config,
+                    keep_spare=True,
+                    manager=manager,
+                    reread=read_configuration,
+                )
+            )
     except PageferryError as error:
         print(f"pageferryd: {error.message}", file=sys.stderr)
         if error.advice:
@@ -196,6 +204,7 @@ async def run_daemon(
     *,
     hooks: Hooks | None = None,
     worker_command: Sequence[str] = WORKER_COMMAND,
+    keep_spare: bool = False,
     manager: ServiceManager | None = None,
     reread: Callable[[], Config] | None = None,
     task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
@@ -211,7 +220,12 @@ async def run_daemon(
     registry = Registry()
     server = ControlServer(registry, may_change=access_for(config.read_only_gid))
     supervisor = Supervisor(
-        config, server.emit, hooks=hooks, worker_command=worker_command, manager=manager
+        config,
+        server.emit,
+        hooks=hooks,
+        worker_command=worker_command,
+        keep_spare=keep_spare,
+        manager=manager,
     )
     metrics = Metrics(supervisor.migrations, lambda: server.clients)
     server.observe = lambda name, succeeded: metrics.command(name, succeeded=succeeded)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,8 +10,7 @@ from typing import Any, Final
 from pageferry.control.info import FINAL_STATUSES
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
-from pageferry.daemon.worker_process import WORKER_VARIABLE
-from pageferry.migration.journal import JournalError, journals, read_journal
+from pageferry.migration.journal import JournalError, holder_of, journals, read_journal
 from pageferry.model.errors import PageferryError
 from pageferry.model.phase import DestinationPhase, SourcePhase, is_over
 
@@ -100,15 +98,12 @@ def open_journals(state_dir: Path, migration_id: str | None = None) -> list[Open
     return found
 
 
-def living_worker(migration_id: str) -> int | None:
-    """The process that still works on this migration, perhaps started by a daemon before."""
-    wanted = f"{WORKER_VARIABLE}={migration_id}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                return int(entry.name)
-        except OSError:  # it is gone, or not ours to look at
-            continue
+def living_worker(state_dir: Path, migration_id: str) -> int | None:
+    """The process that still works on this migration, perhaps started by a daemon before; 0 for
+    one that has no number here. It holds the lock on its journal for as long as it can act."""
+    for path in journals(state_dir):
+        if path.name.split(".")[0] == migration_id:
+            pid = holder_of(path)
+            if pid is not None:
+                return pid
     return None

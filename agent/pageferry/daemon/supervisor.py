@@ -61,6 +61,7 @@ class Supervisor:
         *,
         hooks: Hooks | None = None,
         worker_command: Sequence[str] = WORKER_COMMAND,
+        keep_spare: bool = False,
         manager: ServiceManager | None = None,
     ) -> None:
         self.guests = GuestDirectory(config)
@@ -85,6 +86,7 @@ class Supervisor:
             Keeper(self._manager),
             hooks=hooks,
             command=worker_command,
+            keep_spare=keep_spare,
             state_dir=config.state_directory,
             ended=self.leftovers.note,
         )

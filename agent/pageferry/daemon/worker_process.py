@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import trio
 
-from pageferry.migration.link import Link, LinkLostError, socket_pair
+from pageferry.migration.link import TOKEN_VARIABLE, Link, LinkLostError, socket_pair
 
 WORKER_COMMAND: Final = (sys.executable, "-m", "pageferry.migration.worker")
-
-WORKER_VARIABLE: Final = "PAGEFERRY_MIGRATION_ID"
-"""In each worker's environment, so that a daemon can find workers of the one before it."""
 
 EXIT_GRACE_S: Final = 30.0
 """How long a worker may take to end after its last word. It only closes things by then."""
@@ -34,6 +32,10 @@ class _Process(Protocol):
     """The process behind a link."""
 
     pid: int
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet, as far as can be told without waiting."""
 
     async def wait(self) -> str:
         """Wait for its end; tells how it ended."""
@@ -48,6 +50,10 @@ class _Child:
     def __init__(self, process: trio.Process) -> None:
         self.pid = process.pid
         self._process = process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
 
     async def wait(self) -> str:
         code = await self._process.wait()
@@ -64,6 +70,8 @@ class _Orphan:
         self.pid = pid
         self._pidfd = pidfd
 
+    is_running = True
+
     async def wait(self) -> str:
         await trio.lowlevel.wait_readable(self._pidfd)
         os.close(self._pidfd)
@@ -77,6 +85,7 @@ class _Gone:
     """One that had ended before this daemon came."""
 
     pid = 0
+    is_running = False
 
     async def wait(self) -> str:
         return "while no daemon ran"
@@ -96,8 +105,8 @@ class WorkerProcess:
         """A packet that was taken off the link and is to be received again."""
 
     @classmethod
-    async def spawn(cls, command: Sequence[str], environment: Mapping[str, str]) -> WorkerProcess:
-        """Start *command* with ``--link-fd N``; *environment* is added to the daemon's own.
+    async def spawn(cls, command: Sequence[str]) -> WorkerProcess:
+        """Start *command* with ``--link-fd N``, in the daemon's own environment.
 
         Raises OSError. The caller must call `end` or `abandon`.
         """
@@ -110,7 +119,7 @@ class WorkerProcess:
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
-                    env={**os.environ, **environment},
+                    env={**os.environ, TOKEN_VARIABLE: secrets.token_hex(16)},
                 )
         except BaseException:
             link.close()
@@ -125,9 +134,7 @@ class WorkerProcess:
         """
         return cls(_Gone(), Link(socket.socket(fileno=link_fd)))
 
-    async def identify(
-        self, migration_id: str, take: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
+    async def identify(self, take: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Ask an adopted worker who it is; returns its packet, an ``identity`` or ``finished``.
 
         What comes before goes to *take*. Raises LinkLostError, ValueError.
@@ -136,7 +143,7 @@ class WorkerProcess:
             await self.send({"type": "identify"})
         while (packet := await self.receive()).get("type") not in ("identity", "finished"):
             take(packet)
-        orphan = _orphan(int(packet.get("pid", 0)), migration_id)
+        orphan = _orphan(int(packet.get("pid", 0)), str(packet.get("token", "")))
         if orphan is not None:
             self._process, self.pid = orphan, orphan.pid
         return packet
@@ -154,6 +161,11 @@ class WorkerProcess:
         if fds or not isinstance(packet, dict):
             raise ValueError("a worker sent what no worker sends")
         return packet
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process started here has not ended yet."""
+        return self._process.is_running
 
     def link_fd(self) -> int:
         """The descriptor of our end of the link, which stays ours."""
@@ -180,7 +192,7 @@ class WorkerProcess:
         return await self._process.wait()
 
 
-def _orphan(pid: int, migration_id: str) -> _Orphan | None:
+def _orphan(pid: int, token: str) -> _Orphan | None:
     """The process, unless it has ended, or its number is another's by now."""
     try:
         pidfd = os.pidfd_open(pid)
@@ -193,7 +205,7 @@ def _orphan(pid: int, migration_id: str) -> _Orphan | None:
     except OSError:
         environment = []
     # Looked at after the descriptor was opened: the process cannot have been replaced since.
-    if f"{WORKER_VARIABLE}={migration_id}".encode() not in environment:
+    if f"{TOKEN_VARIABLE}={token}".encode() not in environment:
         os.close(pidfd)
         return None
     return _Orphan(pid, pidfd)

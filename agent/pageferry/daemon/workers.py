@@ -22,7 +22,8 @@ from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.keeping import Keeper, from_job, parse_name
 from pageferry.daemon.migrations import Migration, MigrationLog
 from pageferry.daemon.settling import settle_after_death
-from pageferry.daemon.worker_process import WORKER_VARIABLE, WorkerProcess
+from pageferry.daemon.spares import Spares
+from pageferry.daemon.worker_process import WorkerProcess
 from pageferry.logs import log_context
 from pageferry.migration.link import LinkLostError
 from pageferry.model.errors import MigrationFailedError, RefusedError
@@ -36,7 +37,7 @@ Packet = dict[str, Any]
 
 
 class Workers:
-    """One for each migration that runs. `run` must be running.
+    """One for each migration that runs, and a spare if *keep_spare*. `run` must be running.
 
     *ended* is called with a migration's ID when its worker has ended, before that is told.
     """
@@ -50,6 +51,7 @@ class Workers:
         *,
         hooks: Hooks,
         command: Sequence[str],
+        keep_spare: bool,
         state_dir: Path,
         ended: Callable[[str], None],
     ) -> None:
@@ -59,6 +61,7 @@ class Workers:
         self._keeper = keeper
         self._hooks = hooks
         self._command = command
+        self._spares = Spares(command, wanted=keep_spare)
         self._state_dir = state_dir
         self._ended = ended
         self.on_end: Callable[[Migration, float], None] = lambda _migration, _duration_s: None
@@ -70,7 +73,7 @@ class Workers:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            await self._spares.run()
 
     def start(self, migration: Migration, job: Packet, fd: int | None = None) -> None:
         """Start a worker with this job, and *fd* beside it, which is ours from now on."""
@@ -80,9 +83,8 @@ class Workers:
         """The life of one worker that is started here."""
         with _logged(migration), fd:
             self._announcer.status(migration)
-            environment = {WORKER_VARIABLE: migration.migration_id}
             try:
-                worker = await WorkerProcess.spawn(self._command, environment)
+                worker = self._spares.take() or await WorkerProcess.spawn(self._command)
             except OSError as error:
                 self._end(migration, {}, _spawn_failed(error).report())
                 return
@@ -142,7 +144,7 @@ class Workers:
         packet: Packet | None = None
         try:
             with trio.move_on_after(START_S) as limit:
-                packet = await worker.identify(migration_id, early.append)
+                packet = await worker.identify(early.append)
             if limit.cancelled_caught:
                 log.error("%s: its worker does not answer; left to itself", migration_id)
                 worker.abandon()

@@ -16,7 +16,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pageferry.kernel import procfs
@@ -42,7 +43,7 @@ class AddressRange:
 
 
 class WriteTracker:
-    """Write tracking of some ranges of one process. Threads may scan and close; one at a time runs.
+    """Write tracking of some ranges of one process. Any thread may scan and close.
 
     Made by `arm`. Once closed, or when tracking was lost, `scan` raises TrackingLostError.
     """
@@ -53,7 +54,8 @@ class WriteTracker:
         self.held_ns = held_ns
         """How long the thread that made the descriptor was stopped."""
         self._ranges = tuple(ranges)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._scans = 0
         self._uffd = uffd
         self._pagemap_fd = -1
 
@@ -83,16 +85,15 @@ class WriteTracker:
         """Add the pages written since the last scan to *into*, and clear their marks.
 
         *first_page* is the page in *into* that *addresses* begins with. Returns how many pages were
-        found written, those already in *into* included. Raises TrackingLostError when the process
-        is gone or its memory is not tracked any more; some marks may then have been cleared for
-        nothing.
+        found written, those already in *into* included. Several threads may scan at once, into the
+        same set too, when what each adds begins at a multiple of 64 pages. Raises TrackingLostError
+        when the process is gone or its memory is not tracked any more; some marks may then have
+        been cleared for nothing.
         """
         found = ffi.new("uint64_t *")
-        with self._lock:
-            if self._pagemap_fd < 0:
-                raise TrackingLostError("write tracking has ended", advice="start over")
+        with self._open_for_a_scan() as pagemap_fd:
             error = lib.pf_scan_written(
-                self._pagemap_fd,
+                pagemap_fd,
                 addresses.start,
                 addresses.end,
                 into._native,
@@ -113,8 +114,10 @@ class WriteTracker:
         return int(found[0])
 
     def close(self) -> None:
-        """Take the protection off the process's memory. Idempotent. Some 4 ms per GiB."""
-        with self._lock:
+        """Take the protection off the process's memory, once no scan runs. Idempotent. Some 4 ms
+        per GiB."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._scans)
             if self._uffd < 0:
                 return
             for addresses in self._ranges:
@@ -125,6 +128,20 @@ class WriteTracker:
             if self._pagemap_fd >= 0:
                 os.close(self._pagemap_fd)
                 self._pagemap_fd = -1
+
+    @contextmanager
+    def _open_for_a_scan(self) -> Iterator[int]:
+        """The pagemap's descriptor, which is not closed within the block."""
+        with self._changed:
+            if self._pagemap_fd < 0:
+                raise TrackingLostError("write tracking has ended", advice="start over")
+            self._scans += 1
+        try:
+            yield self._pagemap_fd
+        finally:
+            with self._changed:
+                self._scans -= 1
+                self._changed.notify_all()
 
     def _register(self) -> None:
         features = ffi.new("uint64_t *")

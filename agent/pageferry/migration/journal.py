@@ -333,6 +333,38 @@ def _lock(fd: int, path: Path) -> None:
         raise JournalBusyError(f"{path} is in the hands of another process or task") from None
 
 
+def holder_of(path: Path, locks: Path = Path("/proc/locks")) -> int | None:
+    """The process that may write the journal at *path* just now; None when nobody does.
+
+    0 for one that this process cannot name (in another PID namespace: proc(5), /proc/locks).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _named_holder(found, locks)
+        return None
+    finally:
+        os.close(fd)
+
+
+def _named_holder(of: os.stat_result, locks: Path) -> int:
+    # As the kernel writes it (fs/locks.c, lock_get_status). The device of a file may have another
+    # number there (btrfs): the inode's and the kind of lock have to do.
+    for line in locks.read_text().splitlines():
+        words = line.split()
+        if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"]:
+            pid, _, inode = words[4], *words[5].rpartition(":")[1:]
+            if int(inode) == of.st_ino and int(pid) > 0:
+                return int(pid)
+    return 0
+
+
 def _fsync_directory(directory: Path) -> None:
     """A new file's name is on disk only after its directory has been synced (fsync(2))."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -12,7 +12,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -20,6 +20,10 @@ PACKET_BYTES = 192 * 1024
 """Longest packet; a job or a status is a few KiB, and the kernel's default buffer is 208 KiB."""
 
 MAX_DESCRIPTORS = 4
+
+TOKEN_VARIABLE: Final = "PAGEFERRY_WORKER_TOKEN"
+"""In each worker's environment, and in its packets that say who it is: the next daemon knows by it
+that the process with that number is still the one that said so."""
 
 
 class LinkLostError(Exception):

@@ -7,12 +7,14 @@ the link, reports status and end over it, and cancels by itself when the daemon 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 import trio
@@ -20,7 +22,7 @@ import trio
 from pageferry.logs import log_context, set_up_logging
 from pageferry.migration.destination import DestinationMigration
 from pageferry.migration.job import DestinationJob, SourceJob
-from pageferry.migration.link import Link, LinkLostError
+from pageferry.migration.link import TOKEN_VARIABLE, Link, LinkLostError
 from pageferry.migration.outbox import Outbox
 from pageferry.migration.outcome import explained
 from pageferry.migration.progress import Progress
@@ -32,7 +34,8 @@ log = logging.getLogger("pageferry.worker")
 
 STATUS_INTERVAL_S = 0.2
 
-JOB_TIMEOUT_S = 30.0
+SPARE, AT_WORK = "pageferry-spare", "pageferry-work"
+"""What the process is called in ps and top, before and after it has its job."""
 
 LAST_WORD_S = 600.0
 """How long to wait for a daemon that reads the last word; the journal has it in any case."""
@@ -62,8 +65,12 @@ class Worker:
 
     async def run(self) -> int:
         """Do the job that comes first on the link. Returns the process's exit status."""
-        with trio.fail_after(JOB_TIMEOUT_S):
+        _call_oneself(SPARE)
+        try:
             self._job, fds = await self._link.receive()
+        except LinkLostError:
+            return 0  # never needed
+        _call_oneself(AT_WORK)
         context = log_context(
             migration_id=self._job["migration-id"],
             guest=self._job["guest"],
@@ -110,7 +117,7 @@ class Worker:
             elif kind == "set":
                 self._set(migration, packet["parameters"])
             elif kind == "identify":
-                self._outbox.say({"type": "identity", "pid": os.getpid(), "job": self._job})
+                self._outbox.say({"type": "identity", **_oneself(), "job": self._job})
             elif kind == "channel" and isinstance(migration, DestinationMigration) and fds:
                 token = bytes.fromhex(packet["token"])
                 tls = SecondSession.from_packet(packet.get("tls"))
@@ -172,11 +179,22 @@ class Worker:
                 "info": info,
                 "error": report,
                 "job": self._job,
-                "pid": os.getpid(),
+                **_oneself(),
             }
         )
         with trio.move_on_after(LAST_WORD_S):
             await self._outbox.emptied()
+
+
+def _oneself() -> dict[str, Any]:
+    """By what the daemon knows this process again."""
+    return {"pid": os.getpid(), "token": os.environ.get(TOKEN_VARIABLE, "")}
+
+
+def _call_oneself(name: str) -> None:
+    # At most 15 bytes (proc(5), /proc/PID/comm); nothing depends on it.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
 
 
 def main() -> int:

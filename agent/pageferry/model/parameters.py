@@ -71,9 +71,9 @@ class MigrationParameters:
     ``window_bytes`` None: chosen by the headroom. ``residency_way`` None: the best that the probes
     find. ``timeout_s`` None: the migration may take as long as it needs. ``max_bandwidth`` (page
     contents and their heads on all channels) and ``max_swap_bandwidth`` (paged in; as much is paged
-    out again) in bytes per second, 0: no limit. ``swap_pacing``: page in less while that
-    slows down what others on the host read. ``auto_converge`` allows the guest's vCPUs to be throttled, in steps of percent
-    from ``throttle_initial`` by ``throttle_increment`` up to ``max_throttle``.
+    out again) in bytes per second, 0: no limit. ``swap_pacing``: page in less while that slows down
+    what others on the host read. ``auto_converge`` allows the guest's vCPUs to be throttled, in
+    steps of percent from ``throttle_initial`` by ``throttle_increment`` up to ``max_throttle``.
     """
 
     downtime_limit_ms: int = 300

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pageferry.migration.worker import AT_WORK
 from pageferry.testing.lab.cleanup import LabError, undone_by
 from pageferry.testing.lab.patience import patient
 
@@ -72,13 +73,8 @@ class LabDaemon:
         return (self.folder / "daemon.log").read_text(errors="replace")
 
     def workers(self) -> list[int]:
-        """Its worker processes that run now."""
-        # A child belongs to the thread that started it, which need not be the main one.
-        found = []
-        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                found += [int(pid) for pid in (thread / "children").read_text().split()]
-        return found
+        """Its worker processes that have a migration now."""
+        return worker_pids(self.process.pid)
 
     def stop(self) -> None:
         """End it in order; by force when that takes too long. Does nothing when it has ended."""
@@ -117,6 +113,23 @@ class LabDaemon:
             with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
         return MigrateResult(done.returncode, lines, done.stderr)
+
+
+def worker_pids(daemon_pid: int) -> list[int]:
+    """The worker processes of a daemon that have a migration: its spare is not among them."""
+    # A child belongs to the thread that started it, which need not be the main one.
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{daemon_pid}/task").iterdir():
+            found += [int(pid) for pid in (thread / "children").read_text().split()]
+    return [pid for pid in found if _name_of(pid) == AT_WORK]
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from pageferry.testing.bench.orchestrating import orchestrated_carry
 from pageferry.testing.bench.scale.standin import status_bytes
@@ -66,7 +65,7 @@ def _peaks(daemons: tuple[LabDaemon, LabDaemon], qemu_pid: int) -> Iterator[_Pea
     def look() -> None:
         while not ended.is_set():
             for daemon in daemons:
-                for pid in _children(daemon.process.pid):
+                for pid in daemon.workers():
                     seen = status_bytes(pid, "RssAnon")
                     peaks.worker_bytes[daemon.name] = max(seen, peaks.worker_bytes[daemon.name])
                     seen = status_bytes(pid, "VmPTE")
@@ -81,11 +80,3 @@ def _peaks(daemons: tuple[LabDaemon, LabDaemon], qemu_pid: int) -> Iterator[_Pea
     finally:
         ended.set()
         thread.join()
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
