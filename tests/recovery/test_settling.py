@@ -276,7 +276,7 @@ def test_a_worker_that_lives_keeps_its_migration(hosts: Hosts) -> None:
     theirs = hosts.destination_journal(DestinationPhase.LOADED)
     with held(theirs):
         hosts.destination.start()
-        eventually(lambda: "in the hands of another" in hosts.destination.log(), "it was tried")
+        eventually(lambda: "still sees to it" in hosts.destination.log(), "it was tried")
         (told,) = hosts.destination.recovered(ID)
         assert (told["phase"], told["settled"]) == ("busy", False)
         assert phase_in(theirs) == "loaded"
