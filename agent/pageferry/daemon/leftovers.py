@@ -152,6 +152,7 @@ class Leftovers:
             return [
                 {
                     "migration-id": migration_id,
+                    "phase": "busy",
                     "settled": False,
                     "message": f"{_process(pid)} still sees to it; ask again later",
                 }
