@@ -44,6 +44,10 @@ class ResidencyReader(Protocol):
     def name(self) -> str:
         """pagemap, cachestat or mincore."""
 
+    @property
+    def sees_swap_cache(self) -> bool:
+        """Whether a page that was read ahead into the swap cache still counts as swapped."""
+
     def swapped(self, mapping: RamMapping, within: PageSet) -> PageSet:
         """Those pages of *within* (data pages of the mapping) that lie in swap."""
 
@@ -62,6 +66,8 @@ class ResidencyReader(Protocol):
 
 class _RunReader:
     """What the readers share: each finds swapped pages among runs."""
+
+    sees_swap_cache = True
 
     def swapped(self, mapping: RamMapping, within: PageSet) -> PageSet:
         found = PageSet(mapping.pages)
@@ -96,6 +102,7 @@ class MincoreReader(_RunReader):
     """By mincore(2). Approximate: pages in the swap cache count as resident."""
 
     name = "mincore"
+    sees_swap_cache = False
 
     def evicted_in(self, mapping: RamMapping, runs: Runs) -> Runs:
         """See `ResidencyReader`."""

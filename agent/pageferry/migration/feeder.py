@@ -43,6 +43,8 @@ class Batch:
     block: int
     mapping: RamMapping
     runs: Runs
+    read_ahead: bool = False
+    """Whether the reads of its swapped pages were started: some may be in the swap cache by now."""
 
 
 def batches_of(

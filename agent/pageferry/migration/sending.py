@@ -80,7 +80,7 @@ class RamSender:
         """
         size = cold_batch_pages(window_bytes, len(self._channels))
         batches = (
-            Batch(block, self._blocks[block].mapping, piece)
+            Batch(block, self._blocks[block].mapping, piece, read_ahead=True)
             for block, runs in order
             for piece in _pieces(runs, lambda: self._smooth(size))
         )
@@ -194,7 +194,12 @@ class RamSender:
             feeder.stop()
 
     def _send_batch(self, batch: Batch, channel: Channel, round_number: int) -> None:
-        evicted = self._reader.evicted_in(batch.mapping, batch.runs)
+        if batch.read_ahead and not self._reader.sees_swap_cache:
+            # It would call resident what has just been read ahead, and leave all of it in. What the
+            # guest has woken up meanwhile is mapped by it, and is not paged out for that.
+            evicted = batch.runs
+        else:
+            evicted = self._reader.evicted_in(batch.mapping, batch.runs)
         if evicted.pages:
             self._send_swapped(batch, evicted, channel, round_number)
         awake = batch.runs if not evicted.pages else batch.runs.minus(evicted)
