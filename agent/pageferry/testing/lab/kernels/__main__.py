@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pageferry.testing.lab.cleanup import orderly_termination
@@ -17,7 +17,7 @@ from pageferry.testing.lab.kernels.applying import (
     style_faults,
 )
 from pageferry.testing.lab.kernels.booting import BootError
-from pageferry.testing.lab.kernels.building import BuildError, Variant, kernel_tree
+from pageferry.testing.lab.kernels.building import BuildError, KernelTree, Variant, kernel_tree
 from pageferry.testing.lab.kernels.image import ImageError
 from pageferry.testing.lab.kernels.mutants import run_mutants
 from pageferry.testing.lab.kernels.record import Result, load, record_faults, save
@@ -67,16 +67,30 @@ def _do(series: Series, variants: Sequence[Variant], given: argparse.Namespace) 
     if not source.pinned:
         print(f"{series.name}: {series.version} is not served any more, taking {source.version}")
     with kernel_tree(series, source) as tree:
+
+        def keep(result: Result) -> None:
+            # A record is of the kernel that the series names, and of nothing else.
+            if given.record and source.pinned and not result.faults(series):
+                save(series, result)
+
         if given.verb == "mutants":
-            caught = run_mutants(tree, _say)
-            result = Result(series.name, series.digest, source.version, "", "", mutants=caught)
-        else:
-            result = run_series(tree, variants, cost=not given.no_cost, say=_say)
+            return _mutants(tree, keep, again=not given.record)
+        result = run_series(tree, variants, cost=not given.no_cost, say=_say, keep=keep)
     for line in cost_table(result) if result.cost else ():
         print(line)
-    faults = result.faults(series)
-    if given.record and not faults:
-        save(series, result)
+    return result.faults(series)
+
+
+def _mutants(tree: KernelTree, keep: Callable[[Result], None], *, again: bool) -> list[str]:
+    """Try the wrong variants; *again* even those of which there is a record."""
+    series = tree.series
+    old = load(series)
+    known = old.mutants if old is not None and old.digest == series.digest and not again else {}
+    faults = []
+    for caught in run_mutants(tree, known, _say):
+        result = Result(series.name, series.digest, tree.source.version, "", "", mutants=caught)
+        faults += result.faults(series)
+        keep(result)
     return faults
 
 

@@ -180,8 +180,8 @@ class KernelTree:
             raise BuildError(f"{self.series.name} does not take {', '.join(lost)}")
 
     def _fragments(self, variant: Variant) -> list[str]:
-        """The configuration on top of tinyconfig, without what this series leaves out."""
-        return [
+        """The configuration on top of tinyconfig, as this series changes it."""
+        fragments = [
             "".join(
                 line
                 for line in _fragment(name).splitlines(keepends=True)
@@ -189,6 +189,7 @@ class KernelTree:
             )
             for name in variant.fragments
         ]
+        return [*fragments, *(f"{option}=y\n" for option in sorted(self.series.adds))]
 
     def _build_selftest(self, name: str, folder: Path) -> None:
         self._run(

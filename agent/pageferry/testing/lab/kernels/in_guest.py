@@ -26,6 +26,7 @@ from pageferry.kernel import paging, procfs
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import PageSet, Runs
 from pageferry.kernel.residency import (
+    COLD_BATCH_PAGES,
     CachestatReader,
     MincoreReader,
     PagemapReader,
@@ -36,6 +37,7 @@ from pageferry.kernel.residency import (
     residency,
 )
 from pageferry.migration.channel import Channel
+from pageferry.migration.feeder import cold_batch_pages
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.progress import Progress
 from pageferry.migration.sending import RamSender
@@ -99,6 +101,12 @@ class Ram:
             for detail in procfs.smaps_of(os.getpid())
             if detail.entry.inode == status.st_ino
         )
+
+    def __enter__(self) -> Ram:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give everything back."""
@@ -247,7 +255,7 @@ class ReadTrace:
         self.slots = [
             (int(minor), slot)
             for minor, sector, count in re.findall(
-                r"block_bio_queue: 1,(\d+) R\w* (\d+) \+ (\d+)", (TRACING / "trace").read_text()
+                r"block_bio_queue: \d+,(\d+) R\w* (\d+) \+ (\d+)", (TRACING / "trace").read_text()
             )
             for slot in range(
                 int(sector) // SECTORS_PER_PAGE, (int(sector) + int(count)) // SECTORS_PER_PAGE
@@ -283,6 +291,38 @@ def cold_pass(ram: Ram, reader: ResidencyReader) -> ReadTrace:
     return trace
 
 
+def reads_one_too_many() -> bool:
+    """Whether MADV_WILLNEED reads the page after the range as well, as Linux 6.1 does.
+
+    It takes the end of the range for its last page (force_shm_swapin_readahead, mm/madvise.c).
+    """
+    with Ram(range(2), range(2)) as ram, ReadTrace() as trace:
+        paging.will_need(ram.mapping, Runs.from_pages([0]))
+    return len(trace.slots) > 1
+
+
+def pages_read_beyond(ram: Ram, reader: ResidencyReader) -> set[int]:
+    """Pages of *ram* that the cold pass may read early, and twice, by that fault of the kernel."""
+    if not reads_one_too_many():
+        return set()
+    pages = PageSet(PAGES)
+    pages.add_runs(Runs.from_pages(ram.swapped))
+    batches = reader.cold_order(ram.mapping, pages) or [pages.runs()]
+    pieces = [
+        piece for batch in batches for piece in batch.pieces(cold_batch_pages(WINDOW_BYTES, 1))
+    ]
+    return {start + count for piece in pieces for start, count in piece} & ram.swapped
+
+
+def expect_reads(trace: ReadTrace, beyond: set[int]) -> None:
+    """Each page was read once, but for those that the kernel reads unasked: they may be twice."""
+    extra = len(trace.slots) - PAGES
+    if not 0 <= extra <= len(beyond):
+        raise CheckError(
+            f"{len(trace.slots)} reads of {PAGES} pages, {len(beyond)} of them unasked"
+        )
+
+
 def steps_back(read: list[tuple[int, int]], batch_pages: int) -> int:
     """How often a batch begins before the slots of the batch before it."""
     parts = [read[first : first + batch_pages] for first in range(0, len(read), batch_pages)]
@@ -294,9 +334,15 @@ def check_cold_pass_goes_by_slot() -> None:
     everything = set(range(PAGES))
     ram = Ram(everything, everything)
     where = slots(ram)
+    beyond = pages_read_beyond(ram, PagemapReader())
     trace = cold_pass(ram, PagemapReader())
-    expect(sorted(trace.slots), sorted(where.values()), "slots read")
-    expect(steps_back(trace.slots, 256), 0, "steps back of batches")
+    in_order = {where[page] for page in everything - beyond}
+    read = [slot for slot in trace.slots if slot in in_order]
+    expect(sorted(read), sorted(in_order), "slots read")
+    expect_reads(trace, beyond)
+    batch = {slot: n // COLD_BATCH_PAGES for n, slot in enumerate(sorted(where.values()))}
+    batches = [batch[slot] for slot in read]
+    expect(batches, sorted(batches), "order of batches")
     expect(ram.pages_in_swap(), PAGES, "pages in swap after the cold pass")
     ram.close()
 
@@ -306,8 +352,9 @@ def check_cold_pass_without_slots() -> None:
     everything = set(range(PAGES))
     ram = Ram(everything, everything)
     reader = next(way for way in readers() if way.name != "pagemap")
+    beyond = pages_read_beyond(ram, reader)
     trace = cold_pass(ram, reader)
-    expect(len(trace.slots), PAGES, "slots read")
+    expect_reads(trace, beyond)
     if steps_back(trace.slots, 256) < 4:
         raise CheckError(
             "offsets happen to be in the order of slots: the other check shows nothing"

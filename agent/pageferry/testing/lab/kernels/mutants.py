@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pageferry.testing.lab.kernels.booting import BootError, boot
-from pageferry.testing.lab.kernels.building import KernelTree, build_program
+from pageferry.testing.lab.kernels.booting import BootError, Waits, boot
+from pageferry.testing.lab.kernels.building import KernelTree, Variant, build_program
 from pageferry.testing.lab.kernels.image import Image
 from pageferry.testing.lab.kernels.record import SELFTEST
 from pageferry.testing.lab.kernels.running import Say
@@ -21,7 +22,13 @@ from pageferry.testing.lab.kernels.series import patches_folder
 from pageferry.testing.lab.packages import qemu_7
 
 HANGS = -1
-"""Stands for a number of failed checks when the guest did not even come to its end."""
+"""Stands for a number of failed checks when the guest or the selftest did not come to its end: it
+hung, died, or the kernel panicked."""
+
+SLOWER = 20
+"""So many times as long as the series as it is may a mutant take. Checks that fail are slower: they
+wait for pages that never get to where they should be."""
+SHORTEST_WAIT_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +53,29 @@ def all_mutants() -> list[Mutant]:
     return [Mutant(**entry) for entry in tomllib.loads(text)["mutant"]]
 
 
-def run_mutants(tree: KernelTree, say: Say) -> dict[str, int]:
-    """Build and boot each; how many checks failed, by the mutant's name. Raises BuildError."""
-    caught = {}
+def run_mutants(tree: KernelTree, known: Mapping[str, int], say: Say) -> Iterator[dict[str, int]]:
+    """Build and boot each; yields how many checks failed, or `HANGS`, by the mutant's name.
+
+    Those of *known* are left out. Raises BuildError, and BootError when the series as it is does
+    not pass: then nothing can be said about mistakes in it.
+    """
+    missing = [mutant for mutant in all_mutants() if mutant.name not in known]
+    if not missing:
+        return
     with tempfile.TemporaryDirectory(prefix="pageferry-lab-") as folder:
         image = _image(tree, Path(folder))
-        for mutant in all_mutants():
+        waits = _waits(tree, image)
+        for mutant in missing:
             path = tree.sources / mutant.file
             right = path.read_text(encoding="utf-8")
             path.write_text(mutant.applied(right), encoding="utf-8")
             try:
-                caught[mutant.name] = _failures(tree.rebuild(), image)
+                failed = failures(tree.rebuild(), image, waits)
             finally:
                 path.write_text(right, encoding="utf-8")
-            say(f"{tree.series.name}: {mutant.name}: caught by {caught[mutant.name]} checks")
-    return caught
+            how = "hangs, dies or panics" if failed == HANGS else f"caught by {failed} checks"
+            say(f"{tree.series.name}: {mutant.name}: {how}")
+            yield {mutant.name: failed}
 
 
 def _image(tree: KernelTree, folder: Path) -> Path:
@@ -74,9 +89,23 @@ def _image(tree: KernelTree, folder: Path) -> Path:
     return folder / "image.cpio"
 
 
-def _failures(kernel: Path, image: Path) -> int:
+def _waits(tree: KernelTree, image: Path) -> Waits:
+    """When a mutant hangs, by what the series as it is takes on this machine now."""
+    report = boot(qemu_7(), tree.kernel(Variant.PATCHED).image, image)
+    selftest = report.program(SELFTEST)
+    if selftest.failed or selftest.ended != "exit 0":
+        raise BootError(f"the series fails its own selftest: {selftest.failed or selftest.ended}")
+    return Waits(
+        silence_s=max(SHORTEST_WAIT_S, SLOWER * report.longest_silence_s),
+        total_s=max(SHORTEST_WAIT_S, SLOWER * report.ran_s),
+    )
+
+
+def failures(kernel: Path, image: Path, waits: Waits) -> int:
+    """How many checks fail with that kernel; `HANGS` when they do not come to an end."""
     try:
-        report = boot(qemu_7(), kernel, image, timeout_s=300)
+        selftest = boot(qemu_7(), kernel, image, waits=waits).program(SELFTEST)
     except BootError:
         return HANGS
-    return len(report.program(SELFTEST).failed)
+    died = not selftest.failed and selftest.ended != "exit 0"
+    return HANGS if died else len(selftest.failed)

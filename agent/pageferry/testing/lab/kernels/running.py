@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pageferry.testing.lab.kernels.booting import GuestReport, ProgramReport, boot
+from pageferry.testing.lab.kernels.booting import GuestReport, ProgramReport, Waits, boot
 from pageferry.testing.lab.kernels.building import KernelTree, Variant, build_program
 from pageferry.testing.lab.kernels.image import Image
 from pageferry.testing.lab.kernels.record import Costs, Outcome, Result
@@ -27,16 +27,26 @@ from pageferry.testing.lab.packages import QemuBinary, qemu_7
 SELFTEST = "pagemap_shmem_swap"
 IN_TREE = ("pagemap_ioctl", "soft-dirty")
 PYTHON = "agent"
-DEBUG_TIMEOUT_S = 3600
+DEBUG_WAITS = Waits(silence_s=3600, total_s=4 * 3600)
 """KASAN and lock checking under an emulated processor, on a machine that does other things."""
+DEBUG_MEMORY_MIB = 3072
+"""KASAN keeps a byte for each eight, and a while what was freed."""
 
 Say = Callable[[str], None]
 
 
-def run_series(tree: KernelTree, variants: Iterable[Variant], *, cost: bool, say: Say) -> Result:
+def run_series(
+    tree: KernelTree,
+    variants: Iterable[Variant],
+    *,
+    cost: bool,
+    say: Say,
+    keep: Callable[[Result], None],
+) -> Result:
     """Build and boot the series in those variants. Raises BuildError, BootError, PatchError.
 
-    That something came out wrong raises nothing: see `Result.faults`.
+    *keep* is called with what there is after each variant, so that an error with the next one takes
+    nothing away. That something came out wrong raises nothing: see `Result.faults`.
     """
     series = tree.series
     result = Result(
@@ -53,6 +63,7 @@ def run_series(tree: KernelTree, variants: Iterable[Variant], *, cost: bool, say
             runs.test(variant)
             if cost and variant is not Variant.DEBUG:
                 runs.measure(variant)
+            keep(result)
     return result
 
 
@@ -72,8 +83,13 @@ class _Runs:
         kernel = self._build(variant)
         image = self._image(variant)
         self._say(f"{self._tree.series.name} {variant}: boots")
-        timeout_s = DEBUG_TIMEOUT_S if variant is Variant.DEBUG else 900
-        report = boot(self._qemu, kernel, image, timeout_s=timeout_s)
+        if variant is Variant.DEBUG:
+            report = boot(self._qemu, kernel, image, memory_mib=DEBUG_MEMORY_MIB, waits=DEBUG_WAITS)
+            if not report.locks_checked:
+                report.complaints.append("locks were not checked to the end")
+        else:
+            report = boot(self._qemu, kernel, image)
+        self._say(f"{self._tree.series.name} {variant}: ran for {report.ran_s:.0f} s")
         self._note(variant, report)
 
     def measure(self, variant: Variant) -> None:

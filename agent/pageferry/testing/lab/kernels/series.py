@@ -37,6 +37,8 @@ class Series:
     """Whether its record must include a run with the kernel's own checks."""
     leaves_out: frozenset[str]
     """Options of the test configuration that this kernel is built without."""
+    adds: frozenset[str]
+    """Options that this kernel is built with besides."""
     patches: tuple[Path, ...]
 
     @property
@@ -126,6 +128,7 @@ def _series(entry: dict[str, object]) -> Series:
         booted=bool(entry["booted"]),
         debug=bool(entry["debug"]),
         leaves_out=frozenset(map(str, _list(entry["leaves_out"]))),
+        adds=frozenset(map(str, _list(entry.get("adds", [])))),
         patches=patches,
     )
 
