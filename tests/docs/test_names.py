@@ -1,0 +1,189 @@
+"""Names in backticks: keys, options, metrics, files and exit statuses that prose speaks of exist.
+
+Names of other programs are listed in names_of_others.txt, so that a name of ours that was changed
+cannot hide among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pageferry.certificates.files import DEFAULT_DIRECTORY
+from pageferry.cli.exit_codes import MEANINGS
+from pageferry.control import declarations
+from pageferry.control.schema import Array, Enum, Member, Struct, Type
+from pageferry.daemon.config_keys import KEYS, TABLES
+from pageferry.daemon.main import make_parser as make_daemon_parser
+from pageferry.migration.recovery import NO_JOURNAL, UNREADABLE
+from pageferry.model.parameters import KEYS as PARAMETERS
+from pageferry.model.phase import DestinationPhase, SourcePhase
+from pageferry.policy.ownership import (
+    DestinationEvent,
+    DestinationStep,
+    SourceEvent,
+    SourceStep,
+)
+from pageferry.reference.markdown import all_declarations, metric_families
+from pageferry.testing.sabotage import KNOWN as SABOTAGES
+from pageferry.wire.messages import _FIELDS as WIRE_FIELDS
+from tests.docs.command_lines import options_of, parsers_by_verb
+from tests.docs.pages import ROOT, WRITTEN_BY_PROGRAM, Page, pages
+
+OTHERS = frozenset(
+    line
+    for line in (Path(__file__).parent / "names_of_others.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+)
+
+READ = [page for page in pages() if page.name not in WRITTEN_BY_PROGRAM]
+
+PACKAGE = ROOT / "agent" / "pageferry"
+
+
+def _of_type(kind: Type) -> Iterator[str]:
+    if isinstance(kind, Array):
+        yield from _of_type(kind.element)
+    elif isinstance(kind, Enum):
+        yield from kind.values
+    elif isinstance(kind, Struct):
+        yield from _of_members(kind.members)
+
+
+def _of_members(members: tuple[Member, ...]) -> Iterator[str]:
+    for member in members:
+        yield member.name
+        yield from _of_type(member.type)
+
+
+def our_words() -> set[str]:
+    """Every name with a hyphen, and some without, that is spelled in the product."""
+    words = {key.key for key in KEYS} | set(PARAMETERS.values()) | {NO_JOURNAL, UNREADABLE}
+    for declaration in all_declarations():
+        words |= {declaration.name, *_of_members(declaration.arguments)}
+        words |= set(_of_type(declaration.returns))
+    for event in declarations.EVENTS:
+        words |= set(_of_members(event.members))
+    for message_type, fields in WIRE_FIELDS.items():
+        words |= {message_type.name, *(key for _attribute, key, _kind in fields)}
+    for names in (SourcePhase, DestinationPhase, SourceStep, DestinationStep, SourceEvent):
+        words |= {str(member.value) for member in names}
+    words |= {str(member.value) for member in DestinationEvent}
+    return words | set(SABOTAGES)
+
+
+OUR_WORDS = our_words()
+
+OUR_OPTIONS = set.union(
+    options_of(make_daemon_parser()), *(options_of(parser) for parser in parsers_by_verb().values())
+)
+
+METRICS = {
+    family.name + suffix
+    for family in metric_families()
+    for suffix in {
+        "counter": ("_total",),
+        "info": ("_info",),
+        "histogram": ("", "_bucket", "_sum", "_count"),
+    }.get(family.type, ("",))
+}
+
+FILES_MADE = {"history.jsonl", "pageferryd.toml", "lock"}
+
+TABLE_KEYS = {(key.table.partition(".")[0], key.key) for key in KEYS} | {
+    ("defaults", key) for key in PARAMETERS.values()
+}
+
+
+def fault_of(span: str, folder: Path) -> str | None:
+    """What is wrong with the words of one span in backticks; None where nothing is."""
+    if span in OTHERS:
+        return None
+    if found := re.fullmatch(r"\[([a-z]+)(?:\.[\w.\"-]+)?\](?: ([a-z-]+)(?: = .+)?)?", span):
+        return _fault_of_key(found[1], found[2])
+    if re.fullmatch(r"[\w./-]+(\.(py|c|h|toml|md|json|yml|svg|sh)|/)", span):
+        return None if _is_there(span, folder) else "no such file"
+    for pattern, known, what in NAMES:
+        if (found := re.fullmatch(pattern, span)) and found[1] not in known:
+            return f"no {what} of ours; those of other programs belong into names_of_others.txt"
+    return None
+
+
+NAMES = (
+    (r"([a-z]+(?:-[a-z0-9]+)+)(?:[ =].*)?", OUR_WORDS | OTHERS, "name"),
+    (r"(pageferry_[a-z_]+)(?:\{.*\})?", METRICS, "metric"),
+    (r"(--[a-z][a-z-]*)(?:[ =].*)?", OUR_OPTIONS | OTHERS, "option"),
+)
+
+
+def _fault_of_key(table: str, key: str | None) -> str | None:
+    if table not in {name.partition(".")[0] for name in TABLES}:
+        return "no table of the configuration"
+    if key and (table, key) not in TABLE_KEYS:
+        return "no key of that table"
+    return None
+
+
+def _is_there(path: str, folder: Path) -> bool:
+    if path.startswith(("/", "~", ".cache/")) or path in FILES_MADE:
+        return True
+    bases = (ROOT, PACKAGE, folder, ROOT / "kernel-patches")
+    return any((base / path).exists() for base in bases)
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+def test_names_in_backticks_exist(page: Page) -> None:
+    faults = {
+        f"`{span}`: {fault}" for span in page.spans() if (fault := fault_of(span, page.path.parent))
+    }
+    assert faults == set()
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda page: page.name)
+def test_exit_statuses_exist(page: Page) -> None:
+    named = re.findall(r"[Ee]xit (?:status|code)s? `?(\d+)", page.prose)
+    assert {int(number) for number in named} <= {int(code) for code in MEANINGS}
+
+
+def test_every_name_of_others_is_used() -> None:
+    used = {
+        word for page in READ for span in page.spans() for word in (span, *re.split("[ =]", span))
+    }
+    assert OTHERS - used == set()
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        "downtime-limits",
+        "[daemon] channels",
+        "[demon]",
+        "pageferry_sent_bytes",
+        "--verfy",
+        "migration/gone.py",
+        "page-window = 1",
+    ],
+)
+def test_faults_of_names_are_seen(span: str) -> None:
+    assert fault_of(span, ROOT / "docs")
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        "downtime-limit",
+        "[metrics] listen",
+        '[peers."a"]',
+        "pageferry_sent_bytes_total",
+        "pageferry_migration_downtime_seconds_bucket",
+        "--verify",
+        "migration/commit.py",
+        "take-back",
+        str(DEFAULT_DIRECTORY),
+    ],
+)
+def test_right_names_pass(span: str) -> None:
+    assert fault_of(span, ROOT / "docs") is None
