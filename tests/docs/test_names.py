@@ -28,7 +28,6 @@ from pageferry.policy.ownership import (
     SourceStep,
 )
 from pageferry.reference.markdown import all_declarations, metric_families
-from pageferry.testing.sabotage import KNOWN as SABOTAGES
 from pageferry.wire.messages import _FIELDS as WIRE_FIELDS
 from tests.docs.command_lines import options_of, parsers_by_verb
 from tests.docs.pages import ROOT, WRITTEN_BY_PROGRAM, Page, pages
@@ -71,8 +70,7 @@ def our_words() -> set[str]:
         words |= {message_type.name, *(key for _attribute, key, _kind in fields)}
     for names in (SourcePhase, DestinationPhase, SourceStep, DestinationStep, SourceEvent):
         words |= {str(member.value) for member in names}
-    words |= {str(member.value) for member in DestinationEvent}
-    return words | set(SABOTAGES)
+    return words | {str(member.value) for member in DestinationEvent}
 
 
 OUR_WORDS = our_words()
