@@ -19,6 +19,8 @@ from pageferry.control.errors import CommandError
 from pageferry.daemon.config import ConfigError, parse_config
 from pageferry.daemon.metrics import _BYTES
 from pageferry.daemon.metrics_server import MetricsServer
+from pageferry.migration.journal import Journal
+from pageferry.model.phase import SourcePhase
 from pageferry.net.address import Address
 from tests.support.daemon_bench import DaemonBench, eventually, free_port, running_daemon
 
@@ -165,6 +167,33 @@ def test_configuration_of_metrics() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config('[metrics]\nlistn = "x"\n', "x.toml")
     assert caught.value.advice == "did you mean listen?"
+
+
+async def test_what_is_left_open_is_counted(tmp_path: Path) -> None:
+    place = Address("127.0.0.1", free_port())
+    async with running_daemon(tmp_path, metrics_listen=place) as bench:
+
+        async def unsettled() -> float | None:
+            return value(await scrape(place), "pageferry_migrations_unsettled")
+
+        assert await unsettled() == 0
+        bench.hooks.answer = [{"role": "source", "settled": False, "message": "not yet"}]
+        journal = Journal.create(bench.config.state_directory, "aaaaaaaa", "source")
+        await journal.record(SourcePhase.COMMIT)
+        journal.close()
+        bench.supervisor.leftovers.note("aaaaaaaa")
+        await eventually(lambda: _tried(bench))
+        assert await unsettled() == 1
+        bench.hooks.answer = [{"role": "source", "settled": True, "message": "gone"}]
+
+        async def is_settled() -> bool:
+            return await unsettled() == 0
+
+        await eventually(is_settled)
+
+
+async def _tried(bench: DaemonBench) -> bool:
+    return bool(bench.hooks.settled)
 
 
 async def exported(tmp_path: Path) -> dict[str, str]:

@@ -141,7 +141,7 @@ ERROR: Final = Struct(
             "kind",
             STR,
             "refused, failed, cancelled, unknown, peer, peer-lost, qemu, kernel, tracking-lost,"
-            " configuration, denied",
+            " configuration, denied, bug, error",
         ),
         Member("message", STR, "what happened"),
         Member("guest-state", STR, "where the guest is and whether it runs"),

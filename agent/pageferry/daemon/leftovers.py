@@ -86,6 +86,10 @@ class Leftovers:
         else:
             self._open.pop(migration_id, None)
 
+    def count(self) -> int:
+        """How many migrations are open without a worker of this daemon."""
+        return sum(not self.is_running(migration_id) for migration_id in self._open)
+
     def of_guest(self, key: str) -> str | None:
         """The open migration of the guest whose QMP socket has the real path *key*."""
         for migration_id, attempt in self._open.items():

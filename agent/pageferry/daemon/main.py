@@ -227,7 +227,7 @@ async def run_daemon(
         keep_spare=keep_spare,
         manager=manager,
     )
-    metrics = Metrics(supervisor.migrations, lambda: server.clients)
+    metrics = Metrics(supervisor.migrations, lambda: server.clients, supervisor.leftovers.count)
     server.observe = lambda name, succeeded: metrics.command(name, succeeded=succeeded)
     supervisor.workers.on_end = metrics.ended
     Commands(config, supervisor, hooks, server.may_change).register(registry)

@@ -58,7 +58,12 @@ _GAUGES: Final = {
 class Metrics:
     """The daemon's metrics, in a registry of their own."""
 
-    def __init__(self, migrations: MigrationLog, clients: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        migrations: MigrationLog,
+        clients: Callable[[], int],
+        unsettled: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._finished_bytes: Tally[tuple[str, str]] = Tally()
         self._ended = Counter(
@@ -89,7 +94,7 @@ class Metrics:
         for role in ("source", "destination"):
             for status in ("completed", "failed", "cancelled"):
                 self._ended.labels(role, status)  # a counter that is missing has no rate
-        self.registry.register(_Live(migrations, self._finished_bytes, clients))
+        self.registry.register(_Live(migrations, self._finished_bytes, clients, unsettled))
         ProcessCollector(registry=self.registry)
 
     def ended(self, migration: Migration, duration_s: float) -> None:
@@ -115,16 +120,23 @@ class _Live(Collector):
         migrations: MigrationLog,
         finished_bytes: Tally[tuple[str, str]],
         clients: Callable[[], int],
+        unsettled: Callable[[], int],
     ) -> None:
         self._migrations = migrations
         self._finished_bytes = finished_bytes
         self._clients = clients
+        self._unsettled = unsettled
 
     def collect(self) -> Iterator[Metric]:
         """One family after the other."""
         yield InfoMetricFamily("pageferry_build", "The daemon", {"version": __version__})
         yield GaugeMetricFamily(
             "pageferry_control_clients", "Connections to the control socket", self._clients()
+        )
+        yield GaugeMetricFamily(
+            "pageferry_migrations_unsettled",
+            "Migrations that were left open: a guest may be waiting, paused",
+            self._unsettled(),
         )
         running = self._migrations.running()
         yield self._running(running)
