@@ -7,6 +7,7 @@ import threading
 import pytest
 import trio
 
+from pageferry.control import schema, types
 from pageferry.migration.cancellation import Cancellation
 from pageferry.migration.journal import JournalError
 from pageferry.migration.outcome import explained, weightiest
@@ -84,6 +85,23 @@ def test_what_the_system_refuses_fails_the_migration(raised: Exception) -> None:
     error = explained(raised)
     assert isinstance(error, MigrationFailedError)
     assert error.advice
+
+
+def test_what_is_told_of_a_migration_is_what_is_declared() -> None:
+    progress = Progress("00", "g", 0)
+    schema.check(types.MIGRATION_INFO, progress.info(1), "")
+    progress.enter("rounds", 100)
+    progress.sent(10, 2, saved_bytes=4096)
+    progress.paged(3, 2, 1)
+    progress.verified = True
+    progress.downtime_ns, progress.expected_downtime_ms = 5, 6
+    progress.swap_bandwidth = progress.throttle_percent = 7
+    progress.switchover.last_round_ns = 8
+    progress.error = RefusedError("no", advice="do").report()
+    info = progress.info(2_000_000)
+    schema.check(types.MIGRATION_INFO, info, "")
+    # The daemon adds the role; all else that is declared comes from here.
+    assert {member.name for member in types.MIGRATION_INFO.members} == {*info, "role"}
 
 
 def test_progress_never_runs_backwards() -> None:

@@ -227,6 +227,18 @@ MIGRATION_INFO: Final = Struct(
             "of the phase; never runs backwards within one",
         ),
         _optional(
+            "compression",
+            Struct(
+                "CompressionStats",
+                (
+                    Member("pages", INT, "that were sent packed"),
+                    Member("compressed-size", SIZE, "what they took on the wire"),
+                    Member("compression-rate", NUMBER, "how many times smaller; 0 where none were"),
+                ),
+            ),
+            "what packing did",
+        ),
+        _optional(
             "drains",
             Struct("DrainInfo", (Member("count", INT, ""), Member("longest-ms", NUMBER, ""))),
             "waits for the guest's block I/O",
