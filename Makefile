@@ -5,6 +5,7 @@
 # make bench-scale     what a guest's size costs, up to 256 GiB (QUICK=1: up to 16)
 #                      both: JSON=FILE TABLES=FILE; bench: PICTURES=FOLDER ONLY=NAME,... RUNS=N
 # make bench-docs      both, into docs/: what is there of an interrupted bench is kept
+# make concept-pictures  the pictures of docs/concepts.md, from a migration (minutes)
 # make test            everything that runs on this machine; skips say why
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
 # make vm-test         what needs cgroup version 2, in a VM (minutes; it emulates a VM within a VM)
@@ -41,7 +42,7 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo bench bench-scale bench-docs fuzz test vm-test lint reference native clean prepared
+.PHONY: demo bench bench-scale bench-docs concept-pictures fuzz test vm-test lint reference native clean prepared
 .PHONY: kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
@@ -57,6 +58,9 @@ bench-scale: $(READY)
 bench-docs:
 	$(MAKE) bench TABLES=docs/performance-figures.md PICTURES=docs/img
 	$(MAKE) bench-scale TABLES=docs/scale-figures.md
+
+concept-pictures: $(BENCH_READY)
+	$(BENCH).concepts docs/img
 
 test: $(READY)
 	$(PYTHON) -m pytest --ignore=tests/vm $(TESTS)

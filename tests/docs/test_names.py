@@ -19,6 +19,7 @@ from pageferry.control.schema import Array, Enum, Member, Struct, Type
 from pageferry.daemon.config_keys import KEYS, TABLES
 from pageferry.daemon.main import make_parser as make_daemon_parser
 from pageferry.migration.recovery import NO_JOURNAL, UNREADABLE
+from pageferry.model.errors import PageferryError
 from pageferry.model.parameters import KEYS as PARAMETERS
 from pageferry.model.phase import DestinationPhase, SourcePhase
 from pageferry.policy.ownership import (
@@ -58,9 +59,16 @@ def _of_members(members: tuple[Member, ...]) -> Iterator[str]:
         yield from _of_type(member.type)
 
 
+def _error_kinds(base: type[PageferryError]) -> Iterator[type[PageferryError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _error_kinds(kind)
+
+
 def our_words() -> set[str]:
     """Every name with a hyphen, and some without, that is spelled in the product."""
     words = {key.key for key in KEYS} | set(PARAMETERS.values()) | {NO_JOURNAL, UNREADABLE}
+    words |= {kind.kind for kind in _error_kinds(PageferryError)}
     for declaration in all_declarations():
         words |= {declaration.name, *_of_members(declaration.arguments)}
         words |= set(_of_type(declaration.returns))

@@ -27,7 +27,7 @@ class NoMatplotlibError(Exception):
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
     """Draw what the results allow into *folder*; returns the files. Raises NoMatplotlibError."""
-    plot = _pyplot()
+    plot = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for scenario in results.titles:
@@ -55,7 +55,8 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
     return drawn
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib, set up to draw the same in the same way each time. Raises NoMatplotlibError."""
     try:
         import matplotlib
     except ImportError as error:
