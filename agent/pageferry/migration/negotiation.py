@@ -138,7 +138,7 @@ async def _answer(peer: Peer, kind: type[M]) -> M:
     except PageferryError as error:
         raise RefusedError(
             f"the destination did not agree to take the guest: {error.message}",
-            advice=error.advice or "look at the log of pageferryd there",
+            advice=error.advice,
         ) from error
 
 
