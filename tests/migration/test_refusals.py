@@ -175,6 +175,21 @@ def test_a_monitor_that_someone_else_uses(tiny_pair: Pair) -> None:
         assert "QMP socket of its own" in result.error["advice"]
 
 
+def test_a_destination_whose_qemu_is_not_there(tiny_pair: Pair) -> None:
+    tiny_pair.destination.stop()
+    result = tiny_pair.migrate()
+    assert_refused(result, naming="refuses: ", advising="check that QEMU runs with -qmp")
+    assert os.fspath(tiny_pair.destination.qmp_path) in result.error["message"]
+    assert_verified(tiny_pair.guest)
+
+
+def test_a_monitor_of_the_destination_that_someone_else_uses(tiny_pair: Pair) -> None:
+    with untouched(tiny_pair), socket.socket(socket.AF_UNIX) as other:
+        other.connect(os.fspath(tiny_pair.destination.qmp_path))
+        assert other.recv(4096)
+        assert_refused(tiny_pair.migrate(), naming="another client", advising="of its own")
+
+
 @contextlib.contextmanager
 def daemon_without(capabilities: str, pair: Pair) -> Iterator[LabDaemon]:
     """A daemon of the source that lacks these capabilities."""

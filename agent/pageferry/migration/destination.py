@@ -130,13 +130,14 @@ class DestinationMigration:
             await trio.aclose_forcefully(stream)
             if isinstance(error, OSError | trio.TooSlowError):
                 raise PeerLostError(
-                    f"the source ended the connection while TLS began: {error or 'no answer'}",
+                    f"the source ended the connection while TLS began: {str(error) or 'no answer'}",
                     guest_state="with its source",
                 ) from error
             raise
         return ControlStream(stream, exchange)
 
     async def _receive(self, journal: Journal, peer: Peer) -> None:
+        is_taken_in = False
         try:
             version = self.job.version()
             await peer.send(HelloReply(version=version, agent=f"pageferry {__version__}"))
@@ -163,15 +164,19 @@ class DestinationMigration:
                         announce=self._announce,
                         begin_commit=self._cancellation.begin_commit,
                     )
+                    is_taken_in = True
                     await reception.run()
-        except RefusedError as error:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
-                await self._say_refused(peer, error)
+        except Exception as error:
+            reason = explained(error)
+            # Whatever went wrong before it was taken in is a refusal, and told as one.
+            if not is_taken_in or isinstance(reason, RefusedError):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
+                    await self._say_refused(peer, reason)
             raise
 
-    async def _say_refused(self, peer: Peer, error: RefusedError) -> None:
+    async def _say_refused(self, peer: Peer, error: PageferryError) -> None:
         try:
-            await peer.send(Refuse(message=error.message, advice=error.advice))
+            await peer.send(Refuse(message=error.message[:1000], advice=error.advice[:1000]))
             await peer.raise_when_failed()
         except PageferryError:
             return

@@ -62,7 +62,7 @@ async def negotiate(
     Raises RefusedError when the destination does not take it or does not answer.
     """
     with trio.move_on_after(ANSWER_TIMEOUT_S):
-        await _answer(peer, HelloReply)
+        await _answer(peer, job, HelloReply)
         await peer.send(
             Describe(
                 machine=view.machine_type,
@@ -75,7 +75,7 @@ async def negotiate(
                 verify=job.parameters.verify,
             )
         )
-        return await _answer(peer, Ready)
+        return await _answer(peer, job, Ready)
     raise RefusedError(
         f"the agent at {job.host}:{job.port} does not answer",
         advice="look at the log of pageferryd there",
@@ -96,7 +96,7 @@ async def attach_channels(
         for channel in channels:
             await trio.to_thread.run_sync(channel.begin)
         with trio.fail_after(ANSWER_TIMEOUT_S):
-            await _answer(peer, Started)
+            await _answer(peer, job, Started)
     except (OSError, trio.TooSlowError, PeerLostError) as error:
         _close(channels)
         raise RefusedError(
@@ -129,12 +129,15 @@ async def query_destination(host: str, port: int, migration_id: str, encryption:
     return reply.phase
 
 
-async def _answer(peer: Peer, kind: type[M]) -> M:
+async def _answer(peer: Peer, job: SourceJob, kind: type[M]) -> M:
     """What the destination says, where losing it means only that nothing was begun."""
     try:
         return await peer.expect(kind)
-    except RefusedError:
-        raise
+    except RefusedError as error:
+        # It speaks of "this host" and means its own.
+        raise RefusedError(
+            f"the agent at {job.host}:{job.port} refuses: {error.message}", advice=error.advice
+        ) from error
     except PageferryError as error:
         raise RefusedError(
             f"the destination did not agree to take the guest: {error.message}",
