@@ -6,29 +6,18 @@ cannot hide among them.
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pageferry.certificates.files import DEFAULT_DIRECTORY
 from pageferry.cli.exit_codes import MEANINGS
-from pageferry.control import declarations
-from pageferry.control.schema import Array, Enum, Member, Struct, Type
 from pageferry.daemon.config_keys import KEYS, TABLES
 from pageferry.daemon.main import make_parser as make_daemon_parser
-from pageferry.migration.recovery import NO_JOURNAL, UNREADABLE
-from pageferry.model.errors import PageferryError
 from pageferry.model.parameters import KEYS as PARAMETERS
-from pageferry.model.phase import DestinationPhase, SourcePhase
-from pageferry.policy.ownership import (
-    DestinationEvent,
-    DestinationStep,
-    SourceEvent,
-    SourceStep,
-)
-from pageferry.reference.markdown import all_declarations, metric_families
+from pageferry.reference.markdown import metric_families
 from pageferry.wire.messages import _FIELDS as WIRE_FIELDS
 from tests.docs.command_lines import options_of, parsers_by_verb
 from tests.docs.pages import ROOT, WRITTEN_BY_PROGRAM, Page, pages
@@ -43,42 +32,20 @@ READ = [page for page in pages() if page.name not in WRITTEN_BY_PROGRAM]
 
 PACKAGE = ROOT / "agent" / "pageferry"
 
-
-def _of_type(kind: Type) -> Iterator[str]:
-    if isinstance(kind, Array):
-        yield from _of_type(kind.element)
-    elif isinstance(kind, Enum):
-        yield from kind.values
-    elif isinstance(kind, Struct):
-        yield from _of_members(kind.members)
-
-
-def _of_members(members: tuple[Member, ...]) -> Iterator[str]:
-    for member in members:
-        yield member.name
-        yield from _of_type(member.type)
-
-
-def _error_kinds(base: type[PageferryError]) -> Iterator[type[PageferryError]]:
-    yield base
-    for kind in base.__subclasses__():
-        yield from _error_kinds(kind)
+WORD = r"[a-z]+(?:-[a-z0-9]+)+"
 
 
 def our_words() -> set[str]:
-    """Every name with a hyphen, and some without, that is spelled in the product."""
-    words = {key.key for key in KEYS} | set(PARAMETERS.values()) | {NO_JOURNAL, UNREADABLE}
-    words |= {kind.kind for kind in _error_kinds(PageferryError)}
-    for declaration in all_declarations():
-        words |= {declaration.name, *_of_members(declaration.arguments)}
-        words |= set(_of_type(declaration.returns))
-    for event in declarations.EVENTS:
-        words |= set(_of_members(event.members))
-    for message_type, fields in WIRE_FIELDS.items():
-        words |= {message_type.name, *(key for _attribute, key, _kind in fields)}
-    for names in (SourcePhase, DestinationPhase, SourceStep, DestinationStep, SourceEvent):
-        words |= {str(member.value) for member in names}
-    return words | {str(member.value) for member in DestinationEvent}
+    """Every name with a hyphen that the sources spell: keys, parameters, commands, members, phases,
+    kinds of errors, names of processes.
+    """
+    words = {message_type.name for message_type in WIRE_FIELDS}
+    words |= {key for fields in WIRE_FIELDS.values() for _attribute, key, _kind in fields}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                words.add(node.value)
+    return {word for word in words if re.fullmatch(WORD, word)}
 
 
 OUR_WORDS = our_words()
@@ -119,7 +86,7 @@ def fault_of(span: str, folder: Path) -> str | None:
 
 
 NAMES = (
-    (r"([a-z]+(?:-[a-z0-9]+)+)(?:[ =].*)?", OUR_WORDS | OTHERS, "name"),
+    (rf"({WORD})(?:[ =].*)?", OUR_WORDS | OTHERS, "name"),
     (r"(pageferry_[a-z_]+)(?:\{.*\})?", METRICS, "metric"),
     (r"(--[a-z][a-z-]*)(?:[ =].*)?", OUR_OPTIONS | OTHERS, "option"),
 )
