@@ -82,8 +82,8 @@ fuzz: $(READY)
 	done
 
 lint: $(READY)
-	$(PYTHON) -m ruff format --check agent tests native
-	$(PYTHON) -m ruff check agent tests native
+	$(PYTHON) -m ruff format --check agent tests native docs/examples
+	$(PYTHON) -m ruff check agent tests native docs/examples
 	$(PYTHON) -m mypy
 
 reference: $(READY)
@@ -122,4 +122,4 @@ kernel-prepared:
 clean:
 	rm -rf $(VENV) .cache build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf agent/pageferry.egg-info agent/pageferry/kernel/_native.*.so agent/pageferry/net/_tls.*.so
-	find agent tests native -name __pycache__ -type d -prune -exec rm -rf {} +
+	find agent tests native docs/examples -name __pycache__ -type d -prune -exec rm -rf {} +

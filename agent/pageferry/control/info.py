@@ -254,6 +254,8 @@ class Estimate:
     raw: Mapping[str, Any]
     transfer_bytes: int
     page_in_bytes: int
+    resident_bytes: int
+    swapped_bytes: int
     hole_bytes: int
     total_time_ms: int
     rounds: int
@@ -269,11 +271,14 @@ class Estimate:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Estimate:
         """From what migrate-estimate answers with."""
+        residency = _map(raw, "residency")
         return cls(
             raw=raw,
             transfer_bytes=raw.get("transfer-bytes", 0),
             page_in_bytes=raw.get("page-in-bytes", 0),
-            hole_bytes=_map(raw, "residency").get("hole-bytes", 0),
+            resident_bytes=residency.get("resident-bytes", 0),
+            swapped_bytes=residency.get("swapped-bytes", 0),
+            hole_bytes=residency.get("hole-bytes", 0),
             total_time_ms=raw.get("total-time", 0),
             rounds=raw.get("rounds", 0),
             dirty_bytes_per_s=raw.get("dirty-bytes-per-second", 0),
@@ -313,7 +318,10 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that the doctor looked at. ``verdict``: ok, degraded, blocked or unknown."""
+    """One thing that the doctor looked at. ``verdict``: ok, degraded, blocked or unknown.
+
+    ``free_bytes``: of the host's memory, swap or tmpfs; None for all else.
+    """
 
     raw: Mapping[str, Any]
     section: str
@@ -322,6 +330,7 @@ class Check:
     found: str
     fix: str
     guest: str
+    free_bytes: int | None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Check:
@@ -334,4 +343,5 @@ class Check:
             found=raw.get("found", ""),
             fix=raw.get("fix", ""),
             guest=raw.get("guest", ""),
+            free_bytes=raw.get("free-bytes"),
         )

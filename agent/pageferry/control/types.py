@@ -346,6 +346,7 @@ CHECK: Final = Struct(
         Member("found", STR, "what was found"),
         Member("fix", STR, "what would make it better; empty where nothing is to be done"),
         _optional("guest", STR, "which one it is about"),
+        _optional("free-bytes", SIZE, "of the host's memory, its swap, or a tmpfs"),
     ),
 )
 

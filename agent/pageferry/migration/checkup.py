@@ -148,28 +148,33 @@ def swap_checks(devices: Sequence[SwapDevice], *, zswap: bool) -> list[Check]:
     compressed = Check("host", "zswap", Verdict.OK, kind if zswap else "off")
     if not devices:
         fix = "switch swap on, or accept that cold pages that arrive here stay in memory"
-        return [Check("host", "swap", Verdict.DEGRADED, "no swap is on", fix), compressed]
+        none = Check("host", "swap", Verdict.DEGRADED, "no swap is on", fix, free_bytes=0)
+        return [none, compressed]
     size = sum(device.size_bytes for device in devices)
     used = sum(device.used_bytes for device in devices)
+    free = size - used
     names = ", ".join(device.path for device in devices)
     found = f"{_mib(used)} of {_mib(size)} in use ({names})"
     if any(device.is_zram for device in devices):
         found += "; zram: swap is memory"
     if used >= FULL_SWAP_SHARE * size:
         fix = "add swap: cold pages that arrive here may have to stay in memory"
-        return [Check("host", "swap", Verdict.DEGRADED, found, fix), compressed]
-    return [Check("host", "swap", Verdict.OK, found), compressed]
+        full = Check("host", "swap", Verdict.DEGRADED, found, fix, free_bytes=free)
+        return [full, compressed]
+    return [Check("host", "swap", Verdict.OK, found, free_bytes=free), compressed]
 
 
 def memory_checks(headroom_bytes: int, shm_free_bytes: int | None) -> list[Check]:
     """Room for a guest that comes here."""
-    found = [Check("host", "memory", Verdict.OK, f"{_mib(headroom_bytes)} available")]
+    available = f"{_mib(headroom_bytes)} available"
+    found = [Check("host", "memory", Verdict.OK, available, free_bytes=headroom_bytes)]
     if shm_free_bytes is not None:
         room = f"{_mib(shm_free_bytes)} free on /dev/shm"
         fix = "mount -o remount,size=… /dev/shm: guests' RAM files need room there"
         small = shm_free_bytes < 64 * MIB
         verdict = Verdict.DEGRADED if small else Verdict.OK
-        found.append(Check("host", "tmpfs", verdict, room, fix if small else ""))
+        said = fix if small else ""
+        found.append(Check("host", "tmpfs", verdict, room, said, free_bytes=shm_free_bytes))
     return found
 
 

@@ -28,14 +28,20 @@ class Check:
     found: str
     fix: str = ""
     guest: str = ""
+    free_bytes: int | None = None
+    """What is free of what it is about: memory, swap, room on a tmpfs."""
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, str | int]:
         """For the control socket."""
-        told = {
+        told: dict[str, str | int] = {
             "section": self.section,
             "name": self.name,
             "verdict": self.verdict.value,
             "found": self.found,
             "fix": self.fix,
         }
-        return {**told, "guest": self.guest} if self.guest else told
+        if self.guest:
+            told["guest"] = self.guest
+        if self.free_bytes is not None:
+            told["free-bytes"] = self.free_bytes
+        return told
