@@ -99,7 +99,7 @@ def site(newest_qemu: QemuBinary) -> Iterator[Site]:
                 folder,
                 {name: guest.source.qmp_path for name, guest in guests.items()},
                 {name: _waiting(guest) for name, guest in guests.items()},
-                defaults={"max-bandwidth": 8 << 20},
+                defaults={"max-bandwidth": 8 << 20, "downtime-limit": 2000},
             )
         )
         made = Site(guests, here, there, folder, [])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from pageferry.daemon.config import Config, ConfigError, load_config, parse_config
+from pageferry.model.launch import Launch
 from pageferry.net.address import Address
 
 WHOLE = """
@@ -128,3 +130,38 @@ may-receive = ["*"]
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml"):
         load_config(tmp_path / "none.toml")
+
+
+LAUNCH = """
+[guests.web1]
+qmp = "/run/web1.qmp"
+launch = ["/usr/bin/qemu", "-S", "-incoming", "defer", "-qmp", "unix:/run/web1.qmp,server=on"]
+"""
+
+
+def test_launch_is_read_with_its_user_and_cgroup() -> None:
+    text = LAUNCH + 'launch-user = "root"\nlaunch-cgroup = "/machine.slice/web1"\n'
+    launch = parse_config(text, "x.toml").launches["web1"]
+    assert launch.command[0] == "/usr/bin/qemu"
+    assert (launch.uid, launch.gid) == (0, 0)
+    assert launch.cgroup == "/machine.slice/web1"
+    assert Launch.from_packet(launch.to_packet()) == launch
+    assert parse_config(LAUNCH, "x.toml").launches["web1"].uid is None
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (LAUNCH.replace('"-S", ', ""), "-S is missing"),
+        (LAUNCH.replace('["/usr/bin/qemu"', '["qemu"'), "no absolute path"),
+        (LAUNCH.replace('["/usr/bin/qemu"', '[7, "/usr/bin/qemu"'), "list of words"),
+        (LAUNCH + 'launch-user = "no-such-user"\n', "no user 'no-such-user'"),
+        (LAUNCH + "launch-user = 7\n", "no user 7"),
+        (LAUNCH + 'launch-cgroup = "/a/../../b"\n', "no cgroup's name"),
+        (LAUNCH + 'launch-cgroup = "web1"\n', "no cgroup's name"),
+        ('[guests.web1]\nqmp = "/run/web1.qmp"\nlaunch-user = "root"\n', "there is no launch"),
+    ],
+)
+def test_mistakes_in_launch_are_told(text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        parse_config(text, "x.toml")

@@ -17,8 +17,10 @@ from typing import Any, Final
 
 from pageferry.certificates.files import DEFAULT_DIRECTORY
 from pageferry.control.client import DEFAULT_SOCKET
+from pageferry.daemon.launches import LAUNCH_KEYS, read_launch
 from pageferry.daemon.toml_lines import line_of
 from pageferry.model.errors import RefusedError
+from pageferry.model.launch import Launch
 from pageferry.model.parameters import KEYS as PARAMETER_KEYS
 from pageferry.model.parameters import MigrationParameters
 from pageferry.net.address import Address, parse_address
@@ -41,7 +43,7 @@ _DAEMON_KEYS: Final = (
     "plaintext",
     "guest-sockets",
 )
-_GUEST_KEYS: Final = ("qmp",)
+_GUEST_KEYS: Final = ("qmp", *LAUNCH_KEYS)
 _TLS_KEYS: Final = ("directory", "loopback")
 _PEER_KEYS: Final = ("may-send", "may-receive")
 _METRICS_KEYS: Final = ("listen",)
@@ -72,6 +74,7 @@ class Config:
     guest_sockets: str | None = None
     defaults: MigrationParameters = field(default_factory=MigrationParameters)
     guests: Mapping[str, Path] = field(default_factory=dict)
+    launches: Mapping[str, Launch] = field(default_factory=dict)
     tls_directory: Path = DEFAULT_DIRECTORY
     tls_loopback: bool = False
     peers: PeerRules = field(default_factory=PeerRules)
@@ -122,6 +125,7 @@ class _Reader:
         self._check_keys(("tls",), tls, _TLS_KEYS)
         base = Config()
         read_only_gid = self._group(daemon, "read-only-group")
+        guests = self._table((), values, "guests")
         return Config(
             control_socket=self._path(daemon, "control-socket", base.control_socket),
             control_socket_mode=self._mode(
@@ -133,7 +137,8 @@ class _Reader:
             plaintext=self._flag(("daemon", "plaintext"), daemon),
             guest_sockets=self._template(daemon),
             defaults=self._defaults(self._table((), values, "defaults")),
-            guests=self._guests(self._table((), values, "guests")),
+            guests=self._guests(guests),
+            launches=self._launches(guests),
             tls_directory=self._absolute(
                 ("tls", "directory"), tls.get("directory", str(base.tls_directory))
             ),
@@ -268,6 +273,21 @@ class _Reader:
                 raise self._error(path, "qmp is missing", "add the path of the guest's QMP socket")
             guests[name] = self._absolute((*path, "qmp"), entry["qmp"])
         return guests
+
+    def _launches(self, values: Mapping[str, Any]) -> Mapping[str, Launch]:
+        """Of guests that `_guests` has accepted."""
+        launches = {}
+        for name, entry in values.items():
+
+            def complain(
+                key: str, what: str, advice: str, table: tuple[str, ...] = ("guests", name)
+            ) -> ConfigError:
+                return self._error((*table, key), what, advice)
+
+            launch = read_launch(entry, entry["qmp"], complain)
+            if launch is not None:
+                launches[name] = launch
+        return launches
 
     def _peers(self, values: Mapping[str, Any]) -> PeerRules:
         rules = []

@@ -130,6 +130,37 @@ KEYS: Final = (
         " socket",
         True,
     ),
-    KeyDoc("guests.NAME", "qmp", "a path", "", "the guest's QMP socket; it must be there"),
+    KeyDoc(
+        "guests.NAME",
+        "qmp",
+        "a path",
+        "",
+        "the guest's QMP socket; it must be there when the guest is migrated, unless launch says"
+        " how to make it",
+    ),
+    KeyDoc(
+        "guests.NAME",
+        "launch",
+        "a list of words",
+        "",
+        "the command that starts this guest's QEMU when the guest is migrated here and nothing"
+        " listens at qmp; with -S and -incoming defer (docs/launching.md)",
+    ),
+    KeyDoc(
+        "guests.NAME",
+        "launch-user",
+        "a user's name",
+        "",
+        "whom that QEMU runs as, with the groups that the user is in; pageferryd's own user unless"
+        " given",
+    ),
+    KeyDoc(
+        "guests.NAME",
+        "launch-cgroup",
+        "a cgroup's name",
+        "",
+        'where it runs and is charged, as in "/machine.slice/web1"; made when it is not there, in a'
+        " parent that is. pageferryd's own unless given",
+    ),
 )
 """All keys but those of [defaults], which are the migration parameters."""

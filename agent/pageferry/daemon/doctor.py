@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ from pageferry.daemon.guests import Guest
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.model.errors import RefusedError
+from pageferry.model.launch import Launch
 from pageferry.model.verdict import Check, Verdict
 from pageferry.net.address import Address
 
@@ -41,6 +43,9 @@ async def examine(
 
 
 async def _check_guest(supervisor: Supervisor, hooks: Hooks, guest: Guest) -> Sequence[Check]:
+    launch = supervisor.config.launches.get(guest.name)
+    if not guest.qmp.is_socket() and launch is not None:
+        return [check_launch(guest, launch)]
     if not guest.qmp.is_socket():
         found = f"{guest.qmp} is not there: the guest does not run"
         return [
@@ -55,6 +60,17 @@ async def _check_guest(supervisor: Supervisor, hooks: Hooks, guest: Guest) -> Se
             return [Check("guest", "qmp", Verdict.BLOCKED, found, fix, guest.label)]
     except RefusedError as error:
         return [Check("guest", "qmp", Verdict.UNKNOWN, error.message, error.advice, guest.label)]
+
+
+def check_launch(guest: Guest, launch: Launch) -> Check:
+    """A guest that does not run here, and whose QEMU would be started for it."""
+    program = launch.command[0]
+    if os.access(program, os.X_OK):
+        found = f"does not run here; {program} is started when it comes"
+        return Check("guest", "launch", Verdict.OK, found, "", guest.label)
+    found = f"{program}, which would be started when it comes, cannot be run"
+    fix = f"install it, or correct launch in [guests.{guest.name}]"
+    return Check("guest", "launch", Verdict.BLOCKED, found, fix, guest.label)
 
 
 async def check_destination(destination: Address, checks: Sequence[Check]) -> list[Check]:

@@ -187,6 +187,7 @@ class Supervisor:
         )
         if caller.certificate is not None:
             migration.fingerprint = caller.certificate.fingerprint
+        launch = self.config.launches.get(guest.name)
         job = {
             **self._job(migration),
             "hello": {
@@ -196,6 +197,7 @@ class Supervisor:
             },
             "tls": packet_of(caller.second_session),
             "fingerprint": migration.fingerprint,
+            "launch": launch.to_packet() if launch is not None else None,
         }
         self.workers.start(migration, job, caller.hand_over())
 

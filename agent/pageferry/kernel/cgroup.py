@@ -106,6 +106,16 @@ def memory_cgroup_of(pid: int, proc: Path = Path("/proc")) -> MemoryCgroup:
     return MemoryCgroup(version, _domain_of(path, mount), mount)
 
 
+def memory_cgroup_named(name: str) -> MemoryCgroup:
+    """The memory cgroup *name* (as in ``/machine.slice/web1``) under the hierarchy's mount point,
+    which need not exist.
+
+    Raises KernelFeatureError when the hierarchy is not mounted here.
+    """
+    ours = memory_cgroup_of(os.getpid())
+    return MemoryCgroup(ours.version, ours.mount / name.strip("/"), ours.mount)
+
+
 def locate(
     cgroup_file: Path, controller: str, proc: Path = Path("/proc")
 ) -> tuple[int, Path, Path]:

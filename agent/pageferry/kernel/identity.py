@@ -6,6 +6,8 @@ field 22 of stat, in clock ticks since boot; /proc/sys/kernel/random/boot_id).
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +50,24 @@ def process_identity(pid: int) -> ProcessIdentity | None:
     if fields[0] in _ENDED_STATES:
         return None
     return ProcessIdentity(pid, int(fields[19]), boot_id())
+
+
+def signal_process(identity: ProcessIdentity, number: signal.Signals) -> bool:
+    """Send *number* to that very process. Whether it was there to be sent to."""
+    try:
+        fd = os.pidfd_open(identity.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # What the descriptor refers to stays the same from here on.
+        if not identity.is_alive:
+            return False
+        signal.pidfd_send_signal(fd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def boot_id() -> str:

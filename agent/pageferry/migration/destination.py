@@ -24,6 +24,7 @@ from pageferry.migration.guest_ram import CarriedBlock, guest_ram, refuse, refus
 from pageferry.migration.inflow import Inflow
 from pageferry.migration.job import DestinationJob
 from pageferry.migration.journal import Journal
+from pageferry.migration.launching import Launching, waiting_qemu
 from pageferry.migration.outcome import explained
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
@@ -59,6 +60,7 @@ class DestinationMigration:
         self._inflow: Inflow | None = None
         self._tls_context: TlsContext | None = None
         self._cancellation = Cancellation()
+        self._is_taken_in = False
 
     def attach(self, fd: int, channel: int, token: bytes, tls: SecondSession | None) -> None:
         """Take over a data connection's descriptor; it is closed when it does not belong here.
@@ -137,42 +139,50 @@ class DestinationMigration:
         return ControlStream(stream, exchange)
 
     async def _receive(self, journal: Journal, peer: Peer) -> None:
-        is_taken_in = False
         try:
             version = self.job.version()
             await peer.send(HelloReply(version=version, agent=f"pageferry {__version__}"))
             described = await peer.expect(Describe)
-            async with open_monitor(self.job.qmp) as monitor:
-                view = await look(monitor)
-                refuse(view, "destination")
-                refuse_mismatch(described, view)
-                reader = await trio.to_thread.run_sync(choose_reader, None)
-                async with guest_ram(monitor.peer_pid, view, writable=True) as opened:
-                    blocks = _in_order(opened, described)
-                    pid = monitor.peer_pid
-                    await trio.to_thread.run_sync(refuse_other_users, pid, blocks)
-                    await trio.to_thread.run_sync(memory_cgroup_of(pid).join, os.getpid())
-                    reception = Reception(
-                        job=self.job,
-                        described=described,
-                        journal=journal,
-                        monitor=monitor,
-                        peer=peer,
-                        blocks=blocks,
-                        reader=reader,
-                        progress=self.progress,
-                        announce=self._announce,
-                        begin_commit=self._cancellation.begin_commit,
-                    )
-                    is_taken_in = True
-                    await reception.run()
+            job = self.job
+            async with waiting_qemu(job.launch, job.qmp, job.guest, job.state_dir) as qemu:
+                await self._receive_into(qemu, journal, peer, described)
         except Exception as error:
             reason = explained(error)
             # Whatever went wrong before it was taken in is a refusal, and told as one.
-            if not is_taken_in or isinstance(reason, RefusedError):
+            if not self._is_taken_in or isinstance(reason, RefusedError):
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + GOODBYE_S):
                     await self._say_refused(peer, reason)
             raise
+
+    async def _receive_into(
+        self, qemu: Launching, journal: Journal, peer: Peer, described: Describe
+    ) -> None:
+        """Take the guest in where a QEMU waits for it."""
+        async with open_monitor(self.job.qmp) as monitor:
+            view = await look(monitor)
+            refuse(view, "destination")
+            refuse_mismatch(described, view)
+            reader = await trio.to_thread.run_sync(choose_reader, None)
+            async with guest_ram(monitor.peer_pid, view, writable=True) as opened:
+                blocks = _in_order(opened, described)
+                pid = monitor.peer_pid
+                await trio.to_thread.run_sync(refuse_other_users, pid, blocks)
+                await trio.to_thread.run_sync(memory_cgroup_of(pid).join, os.getpid())
+                reception = Reception(
+                    job=self.job,
+                    described=described,
+                    journal=journal,
+                    monitor=monitor,
+                    peer=peer,
+                    blocks=blocks,
+                    reader=reader,
+                    progress=self.progress,
+                    announce=self._announce,
+                    begin_commit=self._cancellation.begin_commit,
+                    qemu=qemu,
+                )
+                self._is_taken_in = True
+                await reception.run()
 
     async def _say_refused(self, peer: Peer, error: PageferryError) -> None:
         try:

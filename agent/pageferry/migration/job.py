@@ -9,6 +9,7 @@ from typing import Any
 
 from pageferry.certificates.description import CertificateInfo
 from pageferry.model.errors import RefusedError
+from pageferry.model.launch import Launch
 from pageferry.model.parameters import MigrationParameters
 from pageferry.net.address import Address
 from pageferry.net.connecting import Route, find_route
@@ -82,6 +83,8 @@ class DestinationJob:
     max_version: int
     source_agent: str
     tls: SecondSession | None = None
+    launch: Launch | None = None
+    """How to start the QEMU where none listens at *qmp*; None: that is refused."""
 
     @classmethod
     def from_packet(cls, packet: Mapping[str, Any]) -> DestinationJob:
@@ -96,6 +99,7 @@ class DestinationJob:
             max_version=int(hello["max-version"]),
             source_agent=str(hello["agent"]),
             tls=SecondSession.from_packet(packet.get("tls")),
+            launch=Launch.from_packet(packet["launch"]) if packet.get("launch") else None,
         )
 
     def hello(self) -> Hello:

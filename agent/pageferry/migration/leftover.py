@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from pageferry.kernel.identity import ProcessIdentity
 from pageferry.migration.journal import Journal, JournalError, JournalState
+from pageferry.migration.launching import LaunchedQemu
 from pageferry.migration.negotiation import query_destination
 from pageferry.migration.owning import (
     DestinationDeeds,
@@ -65,6 +66,15 @@ def _note(state: JournalState, key: str, kind: type[N], default: N) -> N:
     if type(value) is not kind:
         raise UnfitNotesError(f"{state.path}: {key} is {str(value)[:40]!r}")
     return value
+
+
+def _launched(state: JournalState) -> LaunchedQemu | None:
+    """The QEMU that was started for this migration, where one was. Raises UnfitNotesError."""
+    try:
+        notes = state.notes.get("launched")
+        return None if notes is None else LaunchedQemu.from_notes(notes)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UnfitNotesError(f"{state.path}: its notes on QEMU's start make no sense") from error
 
 
 class JournalledQemu:
@@ -270,6 +280,7 @@ class DestinationLeftover:
         self._ownership = DestinationOwnership(RULES.destination_resumes_at[phase])
         self._qemu = JournalledQemu(state)
         self._runs = _note(state, "guest-running", bool, True)
+        self._launched = _launched(state)
         self._trouble = ""
         self.found = f"the journal says {state.phase}"
         self.plan = ""
@@ -293,6 +304,8 @@ class DestinationLeftover:
         if end is DestinationStep.TAKEN:
             return "the guest is here"
         if end is DestinationStep.NEVER:
+            if self._launched is not None and not await self._launched.end():
+                log.warning("the QEMU that was started for it, process %s, stays", self._qemu.pid)
             return "the guest will never run here"
         if end is DestinationStep.LOST:
             return (
@@ -357,4 +370,5 @@ class DestinationLeftover:
             return "close the journal: the guest is here"
         if step is DestinationStep.END_QEMU and not self._qemu.is_gone:
             return "end this QEMU, so that the guest never runs here: it is the source's"
-        return "close the journal: the guest never runs here"
+        and_end = " and the QEMU that was started for it ends" if self._launched else ""
+        return f"close the journal: the guest never runs here{and_end}"

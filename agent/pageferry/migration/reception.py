@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
@@ -18,6 +19,7 @@ from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.inflow import Inflow
 from pageferry.migration.job import DestinationJob
 from pageferry.migration.journal import Journal, JournalError
+from pageferry.migration.launching import Launching
 from pageferry.migration.owning import DestinationOwnership, qemu_identity
 from pageferry.migration.peer import Peer
 from pageferry.migration.progress import Progress
@@ -69,6 +71,7 @@ class Reception:
     progress: Progress
     announce: Callable[[Inflow], None]
     begin_commit: Callable[[], None]
+    qemu: Launching
     ownership: DestinationOwnership = field(default_factory=DestinationOwnership)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -93,6 +96,7 @@ class Reception:
                 qmp=self.job.qmp,
                 qemu=identity.as_dict(),
                 **{"guest-running": self.described.guest_running},
+                **self._launch_notes(),
             )
             async with self._stack:
                 await self._take_in(receiver, qemu)
@@ -103,9 +107,17 @@ class Reception:
                     await arrival.give_up(receiver, error)
                 raise
         with trio.CancelScope(shield=True):
-            await arrival.commit()
+            try:
+                await arrival.commit()
+            finally:
+                if self.ownership.step is DestinationStep.NEVER:
+                    self.qemu.release()
         self.progress.status = "completed"
         self.progress.phase = "done"
+
+    def _launch_notes(self) -> dict[str, Any]:
+        launched = self.qemu.launched
+        return {} if launched is None else {"launched": launched.as_notes()}
 
     @property
     def _channels(self) -> int:
@@ -130,6 +142,7 @@ class Reception:
             await self.peer.send(Started())
             await self._follow(inflow, qemu, nursery)
             self.begin_commit()
+            self.qemu.keep()
             self.ownership.on(DestinationEvent.HEARD_COMMIT)
             nursery.cancel_scope.cancel()
 

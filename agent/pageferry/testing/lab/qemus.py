@@ -149,7 +149,7 @@ def run_qemu(
         serial_number = serial.attach(serial_path)
         command = [
             *machine.prefix,
-            *_command(name, machine, folder, ram_path, serial_path, incoming=incoming),
+            *qemu_command(name, machine, folder, ram_path, serial_path, incoming=incoming),
         ]
         if cgroup is not None:
             command = cgroup.command(command)
@@ -167,7 +167,7 @@ def run_qemu(
         yield qemu
 
 
-def _command(
+def qemu_command(
     name: str,
     machine: Machine,
     folder: Path,
@@ -176,6 +176,7 @@ def _command(
     *,
     incoming: bool,
 ) -> list[str]:
+    """The command line of a QEMU whose sockets are in `folder`, its RAM in `ram_path`."""
     arguments = [
         *("-name", name, "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"{machine.machine},memory-backend=ram0"),

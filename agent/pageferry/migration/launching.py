@@ -1,0 +1,345 @@
+"""The destination's QEMU, started by its agent when a guest comes and none waits for it.
+
+It is a process of its own that outlives worker and daemon, has none of their descriptors and
+little of their environment, and is put into its cgroup before it allocates anything. Until the
+guest has been handed over, whoever gives the migration up ends it, with all that came with it: its
+socket, RAM files that were not there before, a cgroup that was made for it. Afterwards it is a
+guest like any other, and nobody's to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import stat
+import struct
+import subprocess
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from pageferry.kernel.cgroup import MemoryCgroup, memory_cgroup_named, memory_cgroup_of
+from pageferry.kernel.identity import ProcessIdentity, process_identity, signal_process
+from pageferry.migration.owning import ended
+from pageferry.model.errors import KernelFeatureError, RefusedError
+from pageferry.model.launch import Launch
+from pageferry.policy.command_line import ram_paths
+
+log = logging.getLogger(__name__)
+
+START_S: Final = 30.0
+"""From exec to an answering monitor. The source waits 60 s for us."""
+
+TERM_S: Final = 5.0
+KILL_S: Final = 10.0
+"""How long QEMU may take to end when asked, and by force: it gives back a guest's RAM."""
+
+POLL_S: Final = 0.02
+
+ENVIRONMENT: Final = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
+"""All that it gets: ours has the worker's migration, and systemd's sockets."""
+
+MAX_ANSWER_BYTES: Final = 65536
+"""QEMU's greeting and its answer are some hundred bytes, and a few events may come between."""
+
+LAST_WORDS_CHARS: Final = 600
+"""Of what it printed, for a message; the log has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedQemu:
+    """A QEMU that was started for one migration, and what came with it."""
+
+    identity: ProcessIdentity
+    qmp: str
+    files: tuple[str, ...]
+    cgroup: str
+
+    def as_notes(self) -> dict[str, Any]:
+        """For the journal."""
+        return {
+            "process": self.identity.as_dict(),
+            "qmp": self.qmp,
+            "files": list(self.files),
+            "cgroup": self.cgroup,
+        }
+
+    @classmethod
+    def from_notes(cls, notes: Mapping[str, Any]) -> LaunchedQemu:
+        """As `as_notes` has it. Raises ValueError, KeyError or TypeError on anything else."""
+        return cls(
+            ProcessIdentity.from_dict(notes["process"]),
+            str(notes["qmp"]),
+            tuple(str(each) for each in notes["files"]),
+            str(notes["cgroup"]),
+        )
+
+    async def end(self) -> bool:
+        """End it and clear away what came with it. Whether it has ended; may be done again."""
+        for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+            signal_process(self.identity, number)
+            if await ended(self.identity, patience_s):
+                break
+        else:
+            log.error("QEMU (process %d) does not end", self.identity.pid)
+            return False
+        _remove_socket(self.qmp)
+        _remove_files(self.files)
+        if self.cgroup:
+            await _remove_cgroup(Path(self.cgroup))
+        return True
+
+
+@asynccontextmanager
+async def waiting_qemu(
+    launch: Launch | None, qmp: str, guest: str, state_dir: Path
+) -> AsyncIterator[Launching]:
+    """See to it that a QEMU listens at *qmp*: start one where none does and *launch* says how.
+
+    On an error out of the block the QEMU that was started here is ended, unless it was `keep`-ed.
+    Raises RefusedError when it does not start, with what it said.
+    """
+    launching = Launching(qmp, state_dir / "qemu" / f"{guest.replace('/', '_')}.log")
+    try:
+        if launch is not None and not _listens(qmp):
+            await launching.start(launch, guest)
+        yield launching
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await launching.undo()
+        raise
+    finally:
+        launching.reap()
+
+
+class Launching:
+    """Starting one QEMU, and undoing that."""
+
+    def __init__(self, qmp: str, log_path: Path) -> None:
+        self.launched: LaunchedQemu | None = None
+        """None: it was there before us."""
+        self._qmp = qmp
+        self._log_path = log_path
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cgroup_before: MemoryCgroup | None = None
+        self._cgroup_made: MemoryCgroup | None = None
+        self._new_files: list[str] = []
+        self._is_kept = False
+
+    def keep(self) -> None:
+        """The guest may run in it from here on: it is not ours to end any more."""
+        self._is_kept = True
+
+    def release(self) -> None:
+        """The guest certainly never runs in it after all."""
+        self._is_kept = False
+
+    async def start(self, launch: Launch, guest: str) -> None:
+        """Start it and wait for its monitor. Raises RefusedError; `undo` is the caller's then."""
+        program = launch.command[0]
+        self._new_files = _absent(ram_paths(launch.command))
+        try:
+            self._enter_cgroup(launch.cgroup)
+            self._process = self._spawn(launch)
+            log.info("started %s for guest %s: process %d", program, guest, self._process.pid)
+            pid = await self._answering(guest)
+        except OSError as error:
+            raise _refused(guest, f"{program}: {error.strerror}") from error
+        except KernelFeatureError as error:
+            raise _refused(guest, error.message) from error
+        identity = process_identity(pid)
+        if identity is None:
+            raise _refused(guest, f"it ended at once; {self._last_words()}")
+        self.launched = LaunchedQemu(
+            identity,
+            self._qmp,
+            tuple(_files_of(self._new_files)),
+            str(self._cgroup_made.path) if self._cgroup_made is not None else "",
+        )
+
+    async def undo(self) -> None:
+        """End what was started, unless it is kept."""
+        if self._is_kept:
+            return
+        self._leave_cgroup()
+        if self.launched is not None:
+            await self.launched.end()
+        elif self._process is not None:
+            # Not answering yet, so it need not be QEMU: the process that we started, at least.
+            self._process.kill()
+            await trio.to_thread.run_sync(self._process.wait)
+            _remove_socket(self._qmp)
+            _remove_files(self._new_files)
+        if self.launched is None and self._cgroup_made is not None:
+            await _remove_cgroup(self._cgroup_made.path)
+
+    def reap(self) -> None:
+        """Take notice of its end where it has ended; it is our child as long as we live."""
+        if self._process is not None:
+            self._process.poll()
+
+    def _spawn(self, launch: Launch) -> subprocess.Popen[bytes]:
+        self._log_path.parent.mkdir(mode=0o700, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        output = os.open(self._log_path, flags, 0o600)
+        try:
+            process = subprocess.Popen(
+                launch.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                close_fds=True,
+                cwd="/",
+                env=ENVIRONMENT,
+                start_new_session=True,
+                user=launch.uid,
+                group=launch.gid,
+                extra_groups=None if launch.uid is None else list(launch.groups),
+            )
+        finally:
+            os.close(output)
+        # The daemon's own protection from the OOM killer is not the guest's.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text("0")
+        return process
+
+    async def _answering(self, guest: str) -> int:
+        """The process that listens at the monitor's path, once one does. Raises RefusedError."""
+        assert self._process is not None
+        with trio.move_on_after(START_S):
+            while (pid := await _answerer(self._qmp)) is None:
+                status = self._process.poll()
+                # What ends with 0 has handed QEMU on, as systemd-run does.
+                if status:
+                    how = f"signal {-status}" if status < 0 else f"exit status {status}"
+                    raise _refused(guest, f"it ended with {how}; {self._last_words()}")
+                await trio.sleep(POLL_S)
+            return pid
+        raise _refused(
+            guest, f"no monitor answers at {self._qmp} after {START_S:.0f} s; {self._last_words()}"
+        )
+
+    def _last_words(self) -> str:
+        try:
+            text = self._log_path.read_text(errors="replace").strip()
+        except OSError:
+            text = ""
+        said = text[-LAST_WORDS_CHARS:] or "nothing"
+        return f"it said: {said} (all of it is in {self._log_path})"
+
+    def _enter_cgroup(self, name: str) -> None:
+        """Go where it is to be: what we start then is there from its first page on. The worker
+        joins the guest's cgroup in any case, to receive its RAM."""
+        if not name:
+            return
+        cgroup = memory_cgroup_named(name)
+        try:
+            cgroup.path.mkdir()
+        except FileExistsError:
+            pass
+        else:
+            self._cgroup_made = cgroup
+        self._cgroup_before = memory_cgroup_of(os.getpid())
+        cgroup.join(os.getpid())
+
+    def _leave_cgroup(self) -> None:
+        if self._cgroup_before is not None:
+            with contextlib.suppress(KernelFeatureError):
+                self._cgroup_before.join(os.getpid())
+
+
+def _listens(qmp: str) -> bool:
+    """Whether somebody listens at the socket *qmp*. Raises OSError when it cannot be asked."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(qmp)
+        except BlockingIOError:
+            return True  # its queue is full: somebody listens, and is busy
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                return False
+            raise
+        return True
+
+
+async def _answerer(qmp: str) -> int | None:
+    """The process that answers a command on the monitor *qmp*; None where none does.
+
+    QEMU listens, and greets, before it has looked at most of its options. Commands run in its main
+    loop, once the machine is made.
+    """
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            await sock.connect(qmp)
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            await sock.send(b'{"execute": "qmp_capabilities"}\n')
+            said = b""
+            while b'"return"' not in said:
+                received = await sock.recv(4096)
+                if not received or len(said) > MAX_ANSWER_BYTES:
+                    return None
+                said += received
+        except OSError:
+            return None
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid
+
+
+def _remove_socket(path: str) -> None:
+    with contextlib.suppress(OSError):
+        if stat.S_ISSOCK(os.lstat(path).st_mode) and not _listens(path):
+            os.unlink(path)
+
+
+def _remove_files(paths: Iterable[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+async def _remove_cgroup(path: Path) -> None:
+    """As soon as all that ended has left it."""
+    trouble = ""
+    with trio.move_on_after(KILL_S):
+        while trouble := _try_to_remove(path):  # noqa: ASYNC110 - no event tells
+            await trio.sleep(POLL_S)
+    if trouble:
+        log.warning("cannot remove the cgroup %s: %s", path, trouble)
+
+
+def _try_to_remove(folder: Path) -> str:
+    """Why it is still there; empty when it is not."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _absent(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if not os.path.lexists(path)]
+
+
+def _files_of(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _refused(guest: str, why: str) -> RefusedError:
+    return RefusedError(
+        f"the QEMU of guest {guest} could not be started here: {why}",
+        advice=f"correct launch in [guests.{guest}] on the destination, or start it by hand",
+    )
