@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pageferry.migration.faults import VARIABLE as FAULTS_VARIABLE
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.phase import DestinationPhase
+from pageferry.testing.faults import ENABLE_VARIABLE, ENABLED, FAULTS_VARIABLE, in_phase
 from pageferry.testing.lab.daemons import LabDaemon, MigrateResult, run_daemon_pair
 from pageferry.testing.lab.disks import STAMP, salt_of
 from pageferry.testing.lab.linux_guest import DiskCheck, LinuxGuest
-from pageferry.testing.sabotage import ENABLE_VARIABLE, ENABLED, SABOTAGE_VARIABLE
 
 COMPARED_BYTES = 1 << 20
 
-HOLD = f"journal-recorded-{DestinationPhase.COMMITTED.value}=stop"
+HOLD = f"{in_phase(DestinationPhase.COMMITTED)}=stop"
 """The destination's worker stops when it may run the guest, and has not told QEMU yet."""
 
 HELD_TIMEOUT_S = 90.0
@@ -63,13 +62,13 @@ class Carried:
         return float(self.info["drains"]["longest-ms"])
 
 
-def carry_frozen(guest: LinuxGuest, sabotage: Mapping[str, int | None]) -> Carried:
-    """Migrate the running guest to its destination, with this sabotage (None: without a value)."""
+def carry_frozen(guest: LinuxGuest, broken: Mapping[str, int | None]) -> Carried:
+    """Migrate the running guest to its destination, with these rules broken (None: without a
+    number)."""
     assert guest.destination is not None
-    words = [name if value is None else f"{name}={value}" for name, value in sabotage.items()]
+    words = [name if value is None else f"{name}={value}" for name, value in broken.items()]
     environment = {
-        FAULTS_VARIABLE: HOLD,
-        SABOTAGE_VARIABLE: ",".join(words),
+        FAULTS_VARIABLE: ",".join([HOLD, *words]),
         ENABLE_VARIABLE: ENABLED,
     }
     with run_daemon_pair(

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import pytest
 
+from pageferry.testing.faults import BACK_TO_BACK_ROUNDS, DRAIN_EVERY_ROUND, SKIP_DRAIN
 from pageferry.testing.lab.cgroups import disk_cgroup
 from pageferry.testing.lab.cleanup import LabError
 from pageferry.testing.lab.disks import AIO_MODES, LabDisk, pattern_image, why_not
@@ -25,7 +26,6 @@ from pageferry.testing.lab.late import late_file
 from pageferry.testing.lab.linux_guest import LinuxGuest, LinuxPlan, linux_guest
 from pageferry.testing.lab.packages import PackageError, QemuBinary
 from pageferry.testing.lab.programs import loop_device
-from pageferry.testing.sabotage import BACK_TO_BACK_ROUNDS, DRAIN_EVERY_ROUND, SKIP_DRAIN
 from tests.migration.frozen import Carried, carry_frozen
 from tests.support import need
 
@@ -129,7 +129,7 @@ def test_pages_of_slow_disks_are_stale_without_the_drain(
     assert slow_undrained.stale[name_of(aio)] > 0
 
 
-def carried_from_late_disks(binary: QemuBinary, sabotage: dict[str, None]) -> Carried:
+def carried_from_late_disks(binary: QemuBinary, broken: dict[str, None]) -> Carried:
     with contextlib.ExitStack() as stack:
         disks = []
         for aio in usable_modes(binary):
@@ -139,10 +139,10 @@ def carried_from_late_disks(binary: QemuBinary, sabotage: dict[str, None]) -> Ca
         guest = stack.enter_context(ready_guest(binary, disks))
         guest.read_disks(**LATE_READS)
         guest.wait_blocks(DISK_MIB * 256 // 2)
-        return carry_frozen(guest, {**sabotage, BACK_TO_BACK_ROUNDS: LATE_ROUNDS})
+        return carry_frozen(guest, {**broken, BACK_TO_BACK_ROUNDS: LATE_ROUNDS})
 
 
-def carried_from_slow_disks(binary: QemuBinary, sabotage: dict[str, None]) -> Carried:
+def carried_from_slow_disks(binary: QemuBinary, broken: dict[str, None]) -> Carried:
     with contextlib.ExitStack() as stack:
         disks = []
         for aio in usable_modes(binary):
@@ -162,7 +162,7 @@ def carried_from_slow_disks(binary: QemuBinary, sabotage: dict[str, None]) -> Ca
         for device_name, (count, total_ns) in reads_of(guest).items():
             earlier_count, earlier_ns = before[device_name]
             assert (total_ns - earlier_ns) / (count - earlier_count) > SLOW_READ_NS
-        return carry_frozen(guest, {**sabotage, BACK_TO_BACK_ROUNDS: SLOW_ROUNDS})
+        return carry_frozen(guest, {**broken, BACK_TO_BACK_ROUNDS: SLOW_ROUNDS})
 
 
 @contextlib.contextmanager

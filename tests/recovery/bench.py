@@ -21,9 +21,9 @@ from typing import Any
 import trio
 
 from pageferry.kernel.identity import ProcessIdentity, process_identity
-from pageferry.migration.faults import VARIABLE
 from pageferry.migration.journal import Journal, read_journal
 from pageferry.model.phase import DestinationPhase, SourcePhase
+from pageferry.testing.faults import ENABLE_VARIABLE, ENABLED, FAULTS_VARIABLE
 from pageferry.testing.lab.cleanup import LabError
 from pageferry.testing.lab.monitor import LabMonitor
 from tests.support.daemon_bench import free_port
@@ -181,7 +181,7 @@ class Daemon:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pageferry.daemon.main", "--config", str(config)],
                 stderr=log,
-                env={**os.environ, VARIABLE: faults},
+                env={**os.environ, FAULTS_VARIABLE: faults, ENABLE_VARIABLE: ENABLED},
             )
 
     def wait_ready(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from pageferry.migration.journal import _sealed
 from pageferry.model.phase import DestinationPhase, SourcePhase
+from pageferry.testing.faults import JOURNAL_STAGES, in_phase, journalling
 from tests.recovery.bench import (
     ID,
     Daemon,
@@ -25,8 +26,14 @@ from tests.recovery.bench import (
 )
 from tests.support import need
 
-POINTS = ("before-write", "half-written", "before-sync", "recorded")
+RECORDED = "recorded"
+
+POINTS = (*JOURNAL_STAGES, RECORDED)
 """Where in a write the process is killed: in order, see Journal._append."""
+
+
+def fault_at(point: str, phase: SourcePhase | DestinationPhase) -> str:
+    return in_phase(phase) if point == RECORDED else journalling(point, phase)
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def _needs_qemu() -> None:
 def test_killed_while_it_journals_that_the_guest_never_runs_here(host: Daemon, point: str) -> None:
     with qemu(host.folder / "qmp") as its_qemu:
         path = write_journal(host.state_dir, "destination", DestinationPhase.LOADED, its_qemu)
-        host.start(faults=f"journal-{point}-aborted=kill")
+        host.start(faults=f"{fault_at(point, DestinationPhase.ABORTED)}=kill")
         assert host.process is not None
         assert host.process.wait(30) == -signal.SIGKILL
         assert its_qemu.process.wait(20) == 0, "QEMU ended first"
@@ -60,7 +67,7 @@ def test_killed_while_it_journals_that_the_guest_never_runs_here(host: Daemon, p
 def test_killed_while_it_journals_that_the_guest_runs(host: Daemon, point: str) -> None:
     with qemu(host.folder / "qmp") as its_qemu:
         path = write_journal(host.state_dir, "destination", DestinationPhase.COMMITTED, its_qemu)
-        host.start(faults=f"journal-{point}-running=kill")
+        host.start(faults=f"{fault_at(point, DestinationPhase.RUNNING)}=kill")
         assert host.process is not None
         assert host.process.wait(30) == -signal.SIGKILL
         assert its_qemu.status == "running", "committed is enough to run it"
@@ -76,7 +83,7 @@ def test_killed_while_it_journals_that_the_guest_is_kept(host: Daemon, point: st
         its_qemu.ask("cont")
         its_qemu.migrate_away(pause_before_switchover=True)
         path = write_journal(host.state_dir, "source", SourcePhase.SWITCHOVER, its_qemu)
-        host.start(faults=f"journal-{point}-failed=kill")
+        host.start(faults=f"{fault_at(point, SourcePhase.FAILED)}=kill")
         assert host.process is not None
         assert host.process.wait(30) == -signal.SIGKILL
         assert its_qemu.status == "running"
@@ -94,7 +101,7 @@ def test_a_disk_that_refuses_leaves_the_journal_whole_and_open(
     with qemu(host.folder / "qmp") as its_qemu:
         path = write_journal(host.state_dir, "destination", DestinationPhase.LOADED, its_qemu)
         before = path.read_bytes()
-        host.start(faults=f"journal-{point}-aborted={error}")
+        host.start(faults=f"{fault_at(point, DestinationPhase.ABORTED)}={error}")
         eventually(lambda: "cannot be settled yet" in host.log(), "it was tried")
         assert path.read_bytes() == before
         host.end()

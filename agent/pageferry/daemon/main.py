@@ -38,7 +38,7 @@ from pageferry.logs import set_up_logging
 from pageferry.model.errors import PageferryError, RefusedError
 from pageferry.net.encryption import Credentials
 from pageferry.net.tls import expiry_fault
-from pageferry.testing.sabotage import SabotageError, requested_sabotage
+from pageferry.testing.faults import FaultsError, requested_faults
 
 log = logging.getLogger("pageferryd")
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _configuration(arguments.config)
 
     try:
-        _tell_sabotage()
+        _tell_faults()
         config = read_configuration()
         check_certificates(config)
         if arguments.check:
@@ -122,16 +122,16 @@ def check_certificates(config: Config) -> None:
         )
 
 
-def _tell_sabotage() -> None:
-    """Raises RefusedError when the environment asks for sabotage without saying why."""
+def _tell_faults() -> None:
+    """Raises RefusedError when the environment asks for faults without saying why."""
     try:
-        rules = requested_sabotage()
-    except SabotageError as error:
+        faults = requested_faults()
+    except FaultsError as error:
         raise RefusedError(
             str(error), guest_state="", advice="it is for pageferry's own tests only"
         ) from error
-    if rules:
-        log.warning("SABOTAGE IS ON, guests will be lost: %s", ", ".join(rules))
+    if faults:
+        log.warning("FAULTS ARE ON, guests will be lost: %s", ", ".join(faults))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from pageferry.policy.order import split_resident
 from pageferry.policy.pacing import HostReading
 from pageferry.policy.rounds import NS_PER_S
 from pageferry.policy.window import page_in_window_bytes
-from pageferry.testing.sabotage import BACK_TO_BACK_ROUNDS, sabotage_number
+from pageferry.testing.faults import BACK_TO_BACK_ROUNDS, number_of
 from pageferry.wire.messages import RoundAck, RoundEnd
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Carry:
     throttle: Throttle
     estimator: Estimator
     calm: HostReading
-    _back_to_back_rounds: int = field(default_factory=lambda: sabotage_number(BACK_TO_BACK_ROUNDS))
+    _back_to_back_rounds: int = field(default_factory=lambda: number_of(BACK_TO_BACK_ROUNDS))
     pacer: SwapPacer = field(init=False)
     ledger: DataLedger = field(init=False)
 

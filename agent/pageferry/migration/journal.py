@@ -32,13 +32,20 @@ from typing import Any, Final
 
 import trio
 
-from pageferry.migration.faults import fault_point
 from pageferry.model.phase import (
     DestinationPhase,
     SourcePhase,
     check_transition,
     may_follow,
     phase_of,
+)
+from pageferry.testing.faults import (
+    BEFORE_SYNC,
+    BEFORE_WRITE,
+    HALF_WRITTEN,
+    fault_point,
+    in_phase,
+    journalling,
 )
 
 MIGRATION_ID = re.compile(r"[0-9a-f]{8,64}")
@@ -174,7 +181,7 @@ class Journal:
                 "notes": notes,
             }
             try:
-                await trio.to_thread.run_sync(self._append, _sealed(record), phase.value)
+                await trio.to_thread.run_sync(self._append, _sealed(record), phase)
             except OSError as error:
                 raise JournalError(f"cannot write {self.path}: {error.strerror}") from error
             self.phase = phase.value
@@ -189,21 +196,21 @@ class Journal:
         else:
             check_transition(DestinationPhase(self.phase), phase)
 
-    def _append(self, line: bytes, phase: str) -> None:
+    def _append(self, line: bytes, phase: SourcePhase | DestinationPhase) -> None:
         try:
-            fault_point(f"journal-before-write-{phase}")
+            fault_point(journalling(BEFORE_WRITE, phase))
             written = os.write(self._fd, line[: len(line) // 2])
-            fault_point(f"journal-half-written-{phase}")
+            fault_point(journalling(HALF_WRITTEN, phase))
             written += os.write(self._fd, line[written:])
             if written != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            fault_point(f"journal-before-sync-{phase}")
+            fault_point(journalling(BEFORE_SYNC, phase))
             os.fsync(self._fd)
         except OSError:
             self._take_back_write()
             raise
         self._length_bytes += len(line)
-        fault_point(f"journal-recorded-{phase}")
+        fault_point(in_phase(phase))
 
     def _take_back_write(self) -> None:
         """What was written of a record that failed would spoil the next one."""

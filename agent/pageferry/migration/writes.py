@@ -24,7 +24,7 @@ from pageferry.kernel.pageset import PageSet
 from pageferry.kernel.tracking import AddressRange, WriteTracker
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.policy.scanning import WORD_PAGES, scan_pieces, scan_threads
-from pageferry.testing.sabotage import DRAIN_EVERY_ROUND, SKIP_DRAIN, sabotaged
+from pageferry.testing.faults import DRAIN_EVERY_ROUND, SKIP_DRAIN, is_broken
 
 SLOW_DRAIN_NS = 20_000_000
 """A drain that took this long stalls the guest noticeably (the median is 0.4 ms): postpone the
@@ -105,13 +105,13 @@ class GuestWrites:
 
     async def _drain_measured(self) -> None:
         started_ns = time.monotonic_ns()
-        if not sabotaged(SKIP_DRAIN):
+        if not is_broken(SKIP_DRAIN):
             await self._drain()
         self.drain_ns.append(time.monotonic_ns() - started_ns)
 
     def _drains_are_slow(self) -> bool:
         slow = bool(self.drain_ns) and self.drain_ns[-1] > SLOW_DRAIN_NS
-        return slow and not sabotaged(DRAIN_EVERY_ROUND)
+        return slow and not is_broken(DRAIN_EVERY_ROUND)
 
     def _scan(self) -> list[PageSet]:
         found = [PageSet(carried.block.pages) for carried in self._blocks]
