@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -157,15 +157,18 @@ async def open_monitor(
         try:
             await _greet(client, sock, path, timeout_s)
             monitor = Monitor(client, path, pid)
+            # Also while the block is being cancelled: it may still have to wait for QEMU's end.
+            until_left = [trio.CancelScope(shield=True), trio.CancelScope(shield=True)]
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_pump_events, monitor, client)
-                nursery.start_soon(_notice_end, monitor, client)
+                nursery.start_soon(_within, until_left[0], _pump_events, monitor, client)
+                nursery.start_soon(_within, until_left[1], _notice_end, monitor, client)
                 try:
                     yield monitor
                 except Exception as error:  # noqa: BLE001 - nurseries would wrap it in groups
                     raised = error
                 finally:
-                    nursery.cancel_scope.cancel()
+                    for scope in until_left:
+                        scope.cancel()
         except QemuError as error:
             raised = error
         finally:
@@ -203,6 +206,16 @@ async def _greet(client: QMPClient, sock: socket.socket, path: str, timeout_s: f
         ) from error
     except (QMPError, OSError) as error:
         raise QemuError(f"{path} is not a QMP monitor: {error}") from error
+
+
+async def _within(
+    scope: trio.CancelScope,
+    task: Callable[[Monitor, QMPClient], Awaitable[None]],
+    monitor: Monitor,
+    client: QMPClient,
+) -> None:
+    with scope:
+        await task(monitor, client)
 
 
 async def _pump_events(monitor: Monitor, client: QMPClient) -> None:
