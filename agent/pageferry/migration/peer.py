@@ -114,7 +114,8 @@ class Peer:
                 message = await self._stream.receive()
                 if isinstance(message, Abort):
                     raise MigrationFailedError(
-                        f"the other agent gave up: {message.message}", advice=message.advice
+                        f"the other agent gave up: {message.message}",
+                        advice=message.advice or "see the other agent's log, and migrate again",
                     )
                 if isinstance(message, DeviceLoaded):
                     self.device_loaded.set()
@@ -126,6 +127,9 @@ class Peer:
                     await self._inbox_send.send(message)
         except PageferryError as error:
             self._fail(error)
+        except trio.ClosedResourceError:
+            # The silence was taken for the end; what is said after it comes too late.
+            assert self.failure is not None
 
     async def _beat(self) -> None:
         try:
