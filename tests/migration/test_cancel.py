@@ -6,6 +6,7 @@ says what happened, where the guest is, and what to do.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -75,6 +76,9 @@ def test_cancel_in_the_rounds_by_the_command_line(restless_pair: Pair) -> None:
     assert restless_pair.wait_end(timeout_s=8)["status"] == "cancelled"
     assert_back(restless_pair, found, swapped_bytes)
     assert restless_pair.journal_phases() == {"source": "cancelled", "destination": "aborted"}
+    # Over there it is not the broken connection that is told, but why it was ended.
+    (there,) = json.loads(restless_pair.there.run_cli("history", "--json").stdout)
+    assert there["reason"] == "the other agent gave up: the migration was cancelled"
 
 
 def kill_source_worker(pair: Pair) -> None:

@@ -29,7 +29,7 @@ from pageferry.model.errors import (
 )
 from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import DestinationPhase, SourcePhase
-from pageferry.policy.ownership import DestinationStep, SourceStep
+from pageferry.policy.ownership import DestinationStep, SourceEvent, SourceStep
 from pageferry.wire import messages as m
 
 ID = "0123456789abcdef"
@@ -63,13 +63,14 @@ class Handover:
     def __init__(self, *, can_come_back: bool = True) -> None:
         self.taken_back = 0
         self.destination_has_it = False
-        self.is_back = False
+        self.back = SourceEvent.QEMU_STUCK
         self._can_come_back = can_come_back
 
     async def take_back(self) -> str:
         self.taken_back += 1
-        self.is_back = self._can_come_back
-        return "runs on the source" if self.is_back else "may be stopped"
+        if self._can_come_back:
+            self.back = SourceEvent.IS_BACK
+        return "runs on the source" if self._can_come_back else "may be stopped"
 
     def destination_runs(self) -> None:
         self.destination_has_it = True

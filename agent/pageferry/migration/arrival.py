@@ -44,6 +44,8 @@ GOODBYE_S = 5.0
 EXIT_S = 10.0
 """How long QEMU may take from closing its monitor to having ended: it gives back a guest's RAM."""
 
+CANCELLED_HERE = "cancelled, by an operator there or because its pageferryd ended"
+
 Deed = Callable[[], Awaitable[DestinationEvent]]
 
 
@@ -81,8 +83,11 @@ class Arrival:
 
     async def give_up(self, receiver: RamReceiver, error: BaseException) -> None:
         """Make it durable that the guest never runs here, then say so."""
-        self._reason = explained(error).message if isinstance(error, Exception) else "cancelled"
-        await self._say(Abort(kind="aborted", message=self._reason[:1000], advice=""))
+        self._reason, advice = CANCELLED_HERE, ""
+        if isinstance(error, Exception):
+            reason = explained(error)
+            self._reason, advice = reason.message, reason.advice
+        await self._say(Abort(kind="aborted", message=self._reason[:1000], advice=advice[:1000]))
         is_empty = self.ownership.step is DestinationStep.RECEIVE
         if self.ownership.may_give_up:
             self.ownership.on(DestinationEvent.GIVE_UP)

@@ -128,7 +128,7 @@ class _Committing:
 
     async def _take_back(self) -> SourceEvent:
         self._guest_state = await self._handover.take_back()
-        return SourceEvent.IS_BACK if self._handover.is_back else SourceEvent.QEMU_STUCK
+        return self._handover.back
 
     def failure(self, end: SourceStep) -> PageferryError:
         """What to tell of an end that is not the one that was wanted."""

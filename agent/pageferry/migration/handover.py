@@ -15,6 +15,7 @@ import trio
 
 from pageferry.kernel.pageset import PageSet
 from pageferry.migration.carry import Carry
+from pageferry.migration.owning import ended, qemu_identity
 from pageferry.migration.peer import Peer
 from pageferry.migration.progress import Progress
 from pageferry.migration.relay import DeviceRelay
@@ -23,6 +24,7 @@ from pageferry.migration.throttling import Throttle
 from pageferry.migration.verify import ALGORITHM, StoppedError, ram_digests
 from pageferry.model.errors import MigrationFailedError, QemuError
 from pageferry.model.phase import SourcePhase
+from pageferry.policy.ownership import SourceEvent
 from pageferry.qemu.monitor import Monitor
 from pageferry.qemu.switchover import SourceHandover, guest_status
 from pageferry.wire.messages import DeviceReady, Digest, PrepareDevice, Verify
@@ -33,6 +35,12 @@ as long as the storage's own timeout."""
 
 DEVICE_DEADLINE_S = 60.0
 """For device state of any size to be saved, carried and loaded."""
+
+EXIT_S = 2.0
+"""How long to wait for the end of a QEMU that does not answer. One that takes longer, since it
+gives back a guest's RAM, is found to be gone when its journal is settled."""
+
+ENDED_WITH_QEMU = "ended with its QEMU on the source; the destination never runs it"
 
 
 class Handover:
@@ -56,8 +64,9 @@ class Handover:
         self.costs: tuple[int, int] | None = None
         """What this switchover cost beside its last round, and how long it took until the guest
         stood still, in ns; once the destination runs it."""
-        self.is_back = False
-        """Whether `take_back` left the guest as it was before the switchover."""
+        self._identity = qemu_identity(monitor)
+        self.back = SourceEvent.QEMU_STUCK
+        """What came of `take_back`: IS_BACK when the guest is as it was before the switchover."""
 
     async def run(self, carry: Carry, owed: Sequence[PageSet], *, verify: bool) -> None:
         """Bring the destination to where only the commit is missing.
@@ -67,7 +76,12 @@ class Handover:
         self._decided_ns = carry.estimator.scanned_ns
         await self._end_slices()
         self._was_running = await self._running()
-        await carry.enter(SourcePhase.SWITCHOVER, **{"was-running": self._was_running})
+        notes = {
+            "was-running": self._was_running,
+            # For whoever takes the guest back when this process is gone.
+            "capabilities": await self._qemu.changes(),
+        }
+        await carry.enter(SourcePhase.SWITCHOVER, **notes)
         self._progress.enter("switchover")
         await self._peer.send(PrepareDevice())
         await self._peer.expect(DeviceReady)
@@ -109,17 +123,20 @@ class Handover:
         PageferryError: what went wrong is in the words.
         """
         if not self._prepared:
-            self.is_back = True
+            self.back = SourceEvent.IS_BACK
             return "on the source, as before"
         try:
             await self._qemu.cancel(resume=self._was_running)
         except QemuError as error:
+            if await ended(self._identity, EXIT_S):
+                self.back = SourceEvent.QEMU_GONE
+                return ENDED_WITH_QEMU
             return (
                 f"on the source, but it could not be brought back: {error.message}. It may be"
                 " stopped; pageferryd tries again. By hand: `migrate_cancel` and `cont` on its"
                 " QMP socket"
             )
-        self.is_back = True
+        self.back = SourceEvent.IS_BACK
         return "runs on the source" if self._was_running else "paused on the source, as before"
 
     @property

@@ -77,6 +77,15 @@ def _launched(state: JournalState) -> LaunchedQemu | None:
         raise UnfitNotesError(f"{state.path}: its notes on QEMU's start make no sense") from error
 
 
+def _capabilities(state: JournalState) -> dict[str, bool]:
+    """QEMU's migration capabilities that the switchover changes, as they were. Raises
+    UnfitNotesError."""
+    noted = state.notes.get("capabilities", {})
+    if not isinstance(noted, dict) or not all(type(each) is bool for each in noted.values()):
+        raise UnfitNotesError(f"{state.path}: capabilities are {str(noted)[:40]!r}")
+    return {str(name): value for name, value in noted.items()}
+
+
 class JournalledQemu:
     """The QEMU that a journal is about, which need not be the one that answers at its socket.
 
@@ -142,6 +151,7 @@ class SourceLeftover:
         self._qemu = JournalledQemu(state)
         self._resume = _note(state, "was-running", bool, True)
         self._host, self._port = _note(state, "host", str, ""), _note(state, "port", int, 0)
+        self._changed = _capabilities(state)
         self._trouble = ""
         self.found = f"the journal says {state.phase}"
         self.plan = ""
@@ -229,7 +239,7 @@ class SourceLeftover:
                     " guest was migrated to, and do not continue it here"
                 )
                 return SourceEvent.QEMU_STUCK
-            await SourceHandover(monitor).cancel(resume=self._resume)
+            await SourceHandover(monitor, self._changed).cancel(resume=self._resume)
         except QemuError as error:
             self._trouble = f"the guest could not be brought back: {error.message}"
             gone = await self._qemu.has_ended()

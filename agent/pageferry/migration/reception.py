@@ -20,6 +20,7 @@ from pageferry.migration.inflow import Inflow
 from pageferry.migration.job import DestinationJob
 from pageferry.migration.journal import Journal, JournalError
 from pageferry.migration.launching import Launching
+from pageferry.migration.outcome import explained
 from pageferry.migration.owning import DestinationOwnership, qemu_identity
 from pageferry.migration.peer import Peer
 from pageferry.migration.progress import Progress
@@ -28,7 +29,7 @@ from pageferry.migration.relay import DeviceRelay
 from pageferry.migration.stoppable import run_stoppable
 from pageferry.migration.verify import ALGORITHM, ram_digests
 from pageferry.migration.watch import watch_waiting_qemu
-from pageferry.model.errors import PageferryError, RemoteProtocolError
+from pageferry.model.errors import PageferryError, PeerLostError, RemoteProtocolError
 from pageferry.model.phase import DestinationPhase
 from pageferry.policy.ownership import DestinationEvent, DestinationStep
 from pageferry.qemu.monitor import Monitor
@@ -52,6 +53,9 @@ MAX_CHANNELS = 16
 """Data connections that this side agrees to: each costs a thread."""
 
 ATTACH_TIMEOUT_S = 30.0
+
+LAST_WORDS_S = 0.5
+"""How long to wait, after a data connection broke, for what the source says of it."""
 
 DEVICE_DEADLINE_S = 60.0
 """For QEMU to load its device state once it comes."""
@@ -104,8 +108,11 @@ class Reception:
             # Once Commit was heard nothing that fails besides gives the guest up any more.
             if self.ownership.step is not DestinationStep.RECORD_COMMITTED:
                 with trio.CancelScope(shield=True):
-                    await arrival.give_up(receiver, error)
-                raise
+                    cause = await self._cause(error)
+                    await arrival.give_up(receiver, cause)
+                if cause is error:
+                    raise
+                raise cause from error
         with trio.CancelScope(shield=True):
             try:
                 await arrival.commit()
@@ -118,6 +125,12 @@ class Reception:
     def _launch_notes(self) -> dict[str, Any]:
         launched = self.qemu.launched
         return {} if launched is None else {"launched": launched.as_notes()}
+
+    async def _cause(self, error: BaseException) -> BaseException:
+        """A source that gives up ends its data connections, and says why on the other one."""
+        if isinstance(error, Exception) and isinstance(explained(error), PeerLostError):
+            return await self.peer.last_words(LAST_WORDS_S) or error
+        return error
 
     @property
     def _channels(self) -> int:
@@ -191,6 +204,8 @@ class Reception:
 
     async def _load(self, qemu: DestinationHandover) -> None:
         await qemu.until_completed(None)
+        # Now, and not when the guest runs: whatever happens from here on, nothing of it is left.
+        await qemu.restore()
         self.ownership.on(DestinationEvent.LOADED)
         try:
             await self.journal.record(DestinationPhase.LOADED)

@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from pageferry.kernel.identity import ProcessIdentity
 from pageferry.kernel.residency import ResidencyReader, choose_reader
 from pageferry.migration.cancellation import Cancellation
 from pageferry.migration.carry import Carry
@@ -31,12 +32,12 @@ from pageferry.migration.guest_ram import (
     refuse_other_users,
     refuse_tracked,
 )
-from pageferry.migration.handover import Handover
+from pageferry.migration.handover import ENDED_WITH_QEMU, EXIT_S, Handover
 from pageferry.migration.job import SourceJob
 from pageferry.migration.journal import Journal
 from pageferry.migration.negotiation import attach_channels, connect, negotiate
 from pageferry.migration.outcome import explained
-from pageferry.migration.owning import Recorder, SourceOwnership, qemu_identity
+from pageferry.migration.owning import Recorder, SourceOwnership, ended, qemu_identity
 from pageferry.migration.packing import PackingSettings
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
@@ -51,6 +52,7 @@ from pageferry.model.errors import (
     MigrationFailedError,
     PageferryError,
     PeerLostError,
+    QemuError,
 )
 from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
@@ -114,6 +116,10 @@ class SourceMigration:
             if self._cancellation.came_first:
                 raise MigrationCancelledError("the migration was cancelled")
         except Exception as error:
+            if books.ownership.step is SourceStep.GIVEN_AWAY:
+                log.exception("the guest is the destination's, and something failed afterwards")
+                self.progress.status = "completed"
+                return
             reason = books.explain(error)
             await books.close(reason)
             raise reason from error
@@ -150,6 +156,7 @@ class SourceMigration:
                         report_pass=self._report_pass,
                         tuning=self._tuning,
                         calm=calm,
+                        identity=qemu_identity(monitor),
                     )
                     await departure.run()
 
@@ -208,6 +215,8 @@ class Departure:
     tuning: Tuning
     calm: HostReading
     """The host's pressure before the migration began."""
+    identity: ProcessIdentity
+    """The guest's QEMU."""
 
     async def run(self) -> None:
         """Carry, hand over, commit; or undo."""
@@ -264,7 +273,7 @@ class Departure:
     ) -> None:
         self.progress.status = "active"
         self.progress.phase = "arm"
-        await self.journal.record(SourcePhase.ARM, qemu=qemu_identity(self.monitor).as_dict())
+        await self.journal.record(SourcePhase.ARM, qemu=self.identity.as_dict())
         writes = await trio.to_thread.run_sync(
             GuestWrites.arm,
             self.monitor.peer_pid,
@@ -341,8 +350,7 @@ class Departure:
             await handover.throttle.release()
         if ownership.on(SourceEvent.GIVE_UP) is SourceStep.TAKE_BACK:
             self.books.guest_state = await handover.take_back()
-            back = SourceEvent.IS_BACK if handover.is_back else SourceEvent.QEMU_STUCK
-            ownership.on(back)
+            ownership.on(handover.back)
         await stack.pop_all().aclose()
         reason = explained(error) if isinstance(error, Exception) else None
         if isinstance(reason, PeerLostError):
@@ -350,14 +358,18 @@ class Departure:
             if said is not None:
                 self.books.cause = said
         await self._tell_abort(reason)
+        is_gone = isinstance(reason, QemuError) and not reason.error_class
+        if is_gone and await ended(self.identity, EXIT_S):
+            self.books.guest_state = ENDED_WITH_QEMU
 
     async def _tell_abort(self, reason: PageferryError | None) -> None:
         """Best effort: a destination that does not hear it gives up by itself (silence)."""
         message = reason.message if reason else "the migration was cancelled"
         kind = reason.kind if reason else "cancelled"
+        advice = reason.advice if reason else ""
         with trio.move_on_after(ABORT_ANSWER_S):
             try:
-                await self.peer.send(Abort(kind=kind, message=message, advice=""))
+                await self.peer.send(Abort(kind=kind, message=message[:1000], advice=advice[:1000]))
                 while not isinstance(await self.peer.receive(), Aborted):
                     continue
             except PageferryError:

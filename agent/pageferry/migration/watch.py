@@ -19,7 +19,10 @@ async def watch_guest(monitor: Monitor) -> None:
         async for name, _data, _timestamp_us in events:
             if name in ENDING_EVENTS:
                 raise MigrationFailedError(ENDING_EVENTS[name], advice="nothing is left to migrate")
-    raise QemuError("QEMU closed its monitor: it ended during the migration")
+    raise QemuError(
+        "QEMU closed its monitor: it ended during the migration",
+        advice=f"look at the log of the QEMU that listens on {monitor.path}",
+    )
 
 
 async def watch_waiting_qemu(monitor: Monitor) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import trio
 
@@ -24,6 +23,8 @@ CAPABILITIES: Mapping[str, bool] = {
     "return-path": True,
     "events": True,
 }
+
+_PAUSE: Mapping[str, bool] = {"pause-before-switchover": True}
 
 FOREIGN_CAPABILITIES = (
     "multifd",
@@ -73,14 +74,20 @@ class SourceHandover:
     the migration failed.
     """
 
-    def __init__(self, monitor: Monitor) -> None:
+    def __init__(self, monitor: Monitor, changed: Mapping[str, bool] | None = None) -> None:
+        """*changed*: what `changes` returned to another process, for `cancel` to set back."""
         self._monitor = monitor
-        self._changed: dict[str, bool] = {}
+        self._changed = dict(changed or {})
+
+    async def changes(self) -> dict[str, bool]:
+        """The capabilities that `prepare` will change, as they are now: for the journal."""
+        states = await _capability_states(self._monitor)
+        target = _target_states(states, {**CAPABILITIES, **_PAUSE})
+        return {name: states[name] for name in target if name in states}
 
     async def prepare(self) -> None:
         """Set the capabilities; `cancel` and `restore` set back what this changed."""
-        wanted = dict(CAPABILITIES) | {"pause-before-switchover": True}
-        self._changed = await _set_capabilities(self._monitor, wanted)
+        self._changed = await _set_capabilities(self._monitor, {**CAPABILITIES, **_PAUSE})
 
     async def start(self, fd: int) -> None:
         """Begin the migration over the socket *fd*, of which QEMU gets a duplicate."""
@@ -152,10 +159,11 @@ class DestinationHandover:
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
+        self._changed: dict[str, bool] = {}
 
     async def prepare(self, fd: int) -> None:
         """Let QEMU take its devices from the socket *fd*, of which it gets a duplicate."""
-        await _set_capabilities(self._monitor, CAPABILITIES)
+        self._changed = await _set_capabilities(self._monitor, CAPABILITIES)
         await self._monitor.send_fd(FD_NAME, fd)
         await self._monitor.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})
 
@@ -165,6 +173,16 @@ class DestinationHandover:
         # The event comes a moment before the run state leaves inmigrate.
         while await guest_status(self._monitor) == "inmigrate":  # noqa: ASYNC110 - no event tells
             await trio.sleep(RETRY_S / 10)
+
+    async def restore(self) -> None:
+        """Set the capabilities back to what they were before `prepare`, after `until_completed`.
+
+        With ``x-ignore-shared`` left on, a migration by QEMU itself, of the guest that has arrived,
+        would leave its RAM behind.
+        """
+        changed, self._changed = self._changed, {}
+        if changed:
+            await _set_states(self._monitor, changed)
 
     async def run(self) -> str:
         """Let the guest run. Returns its RunState right after.
@@ -241,14 +259,21 @@ async def migration_status(monitor: Monitor) -> str:
 
 async def _set_capabilities(monitor: Monitor, wanted: Mapping[str, bool]) -> dict[str, bool]:
     """Set what is wanted, and unset what would get in the way. Returns what was there before."""
-    states: dict[str, Any] = {
-        each["capability"]: each["state"]
-        for each in await monitor.execute("query-migrate-capabilities")
-    }
-    target = {name: False for name in FOREIGN_CAPABILITIES if states.get(name)} | dict(wanted)
-    changed = {name: state for name, state in target.items() if states.get(name) != state}
+    states = await _capability_states(monitor)
+    changed = _target_states(states, wanted)
     await _set_states(monitor, changed)
-    return {name: bool(states.get(name)) for name in changed}
+    return {name: states.get(name, False) for name in changed}
+
+
+def _target_states(states: Mapping[str, bool], wanted: Mapping[str, bool]) -> dict[str, bool]:
+    """What is to be set, of what is not so already."""
+    target = {name: False for name in FOREIGN_CAPABILITIES if states.get(name)} | dict(wanted)
+    return {name: state for name, state in target.items() if states.get(name) != state}
+
+
+async def _capability_states(monitor: Monitor) -> dict[str, bool]:
+    listed = await monitor.execute("query-migrate-capabilities")
+    return {str(each["capability"]): bool(each["state"]) for each in listed}
 
 
 async def _set_states(monitor: Monitor, states: Mapping[str, bool]) -> None:
