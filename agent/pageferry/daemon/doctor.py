@@ -80,7 +80,7 @@ async def check_destination(destination: Address, checks: Sequence[Check]) -> li
             stream = await trio.open_tcp_stream(destination.host, destination.port)
         await stream.aclose()
     except (OSError, trio.TooSlowError) as error:
-        found = f"{destination} cannot be reached: {error or 'no answer'}"
+        found = f"{destination} cannot be reached: {str(error) or 'no answer'}"
         fix = "start pageferryd there, let it listen on that address, and open the port"
         return [Check("destination", "agent", Verdict.BLOCKED, found, fix)]
     needs = "; ".join(

@@ -35,6 +35,9 @@ ASK_AGAIN_S = 30.0
 
 ASK_INTERVAL_S = 1.0
 
+LOOK_AT_QEMU = "look at the destination QEMU's own log"
+MAKE_ROOM = "make room on the state directory's disk and try again"
+
 Deed = Callable[[], Awaitable[SourceEvent]]
 
 
@@ -63,6 +66,7 @@ class _Committing:
         self._asked_since_s: float | None = None
         self._last_told = ""
         self._reason = ""
+        self._advice = LOOK_AT_QEMU
         self._guest_state = ""
 
     def deeds(self) -> dict[SourceStep, Deed]:
@@ -84,6 +88,7 @@ class _Committing:
         event = await self._recorder.source(RULES.source_records[SourceStep.RECORD_COMMIT])
         if event is SourceEvent.NOT_RECORDED:
             self._reason = f"the commit could not be journalled: {self._recorder.error}"
+            self._advice = MAKE_ROOM
         return event
 
     async def _say_commit(self) -> SourceEvent:
@@ -101,7 +106,7 @@ class _Committing:
                 self._reason = f"the destination could not run the guest: {answer.message}"
                 return SourceEvent.HEARD_NEVER
             if isinstance(answer, Aborted):
-                self._reason = "the destination gave the migration up"
+                self._destination_gave_up()
                 return SourceEvent.HEARD_NEVER
         return SourceEvent.HEARD_NOTHING
 
@@ -123,8 +128,12 @@ class _Committing:
                 return SourceEvent.TOLD_UNDECIDED
         event = told(self._last_told)
         if event is SourceEvent.TOLD_ABORTED:
-            self._reason = "the destination gave the migration up"
+            self._destination_gave_up()
         return event
+
+    def _destination_gave_up(self) -> None:
+        self._reason = "the destination gave the migration up"
+        self._advice = f"see the log of pageferryd on {self._job.host}, and migrate again"
 
     async def _take_back(self) -> SourceEvent:
         self._guest_state = await self._handover.take_back()
@@ -133,9 +142,7 @@ class _Committing:
     def failure(self, end: SourceStep) -> PageferryError:
         """What to tell of an end that is not the one that was wanted."""
         if self._guest_state:
-            advice = "look at the destination QEMU's own log"
-            if self._recorder.error is not None:
-                advice = "make room on the state directory's disk and try again"
+            advice = self._advice if self._recorder.error is None else MAKE_ROOM
             return MigrationFailedError(
                 self._reason or "the destination could not run the guest",
                 guest_state=self._guest_state,

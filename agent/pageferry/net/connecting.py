@@ -87,7 +87,7 @@ async def open_control(route: Route, first: Message) -> ControlStream:
     except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
         await trio.aclose_forcefully(stream)
         raise RefusedError(
-            f"{route.peer} ended the connection: {error or 'no answer'}",
+            f"{route.peer} ended the connection: {str(error) or 'no answer'}",
             advice="see the log of pageferryd there; both hosts must use TLS, or neither",
         ) from error
     except PeerLostError as error:
@@ -134,7 +134,7 @@ async def _connect(route: Route) -> trio.SocketStream | TlsStream:
             tcp = await trio.open_tcp_stream(address.host, address.port)
     except (OSError, trio.TooSlowError) as error:
         raise RefusedError(
-            f"the agent at {address} cannot be reached: {error or 'no answer'}",
+            f"the agent at {address} cannot be reached: {str(error) or 'no answer'}",
             advice="check that pageferryd runs there and listens on that address",
         ) from error
     if route.context is None:
