@@ -137,3 +137,25 @@ def test_version_2_without_the_controller_counts_in_the_ancestor_that_has_it(
     found = memory_cgroup_of(PID, make_proc(tmp_path, "0::/guests/a\n", v2_mount(mount)))
     assert found.path == mount / "guests" / "a"
     assert (found.usage_bytes(), found.limit_bytes(), found.headroom_bytes()) == (400, 1000, 600)
+
+
+def test_swap_limit_of_version_1_is_what_both_leave_beyond_memory(tmp_path: Path) -> None:
+    group = tmp_path / "a"
+    put(tmp_path, memory__limit_in_bytes=V1_NO_LIMIT, memory__memsw__limit_in_bytes=V1_NO_LIMIT)
+    put(group, memory__limit_in_bytes="2000")
+    found = MemoryCgroup(1, group, tmp_path)
+    # Swap is not counted here, so it has no limit.
+    assert found.swap_limit_bytes() is None
+    put(group, memory__memsw__limit_in_bytes="5000")
+    assert found.swap_limit_bytes() == 3000
+    put(group, memory__memsw__limit_in_bytes="2000")
+    assert found.swap_limit_bytes() == 0
+
+
+def test_swap_limit_of_version_2_is_the_lowest_above_it(tmp_path: Path) -> None:
+    group = tmp_path / "machine" / "a"
+    put(group, memory__swap__max="max\n")
+    found = MemoryCgroup(2, group, tmp_path)
+    assert found.swap_limit_bytes() is None
+    put(tmp_path / "machine", memory__swap__max="0\n")
+    assert found.swap_limit_bytes() == 0

@@ -20,6 +20,7 @@ from pageferry.migration.checkup import (
     qemu_checks,
     residency_checks,
     swap_checks,
+    swap_room_checks,
 )
 from pageferry.model.verdict import Check, Verdict
 from pageferry.qemu.look import GuestBlock, GuestView
@@ -65,12 +66,14 @@ def test_best_way_that_works_decides(degrees: tuple[str, ...], verdicts: tuple[s
 
 
 def test_capabilities() -> None:
-    both = 1 << host.CAP_SYS_PTRACE | 1 << host.CAP_SYS_ADMIN
+    both = 1 << host.CAP_SYS_PTRACE | 1 << host.CAP_DAC_OVERRIDE
     assert privilege_checks(both)[0].verdict is Verdict.OK
-    (found,) = privilege_checks(1 << host.CAP_SYS_ADMIN)
+    (found,) = privilege_checks(1 << host.CAP_DAC_OVERRIDE)
     assert found.verdict is Verdict.BLOCKED
-    assert "CAP_SYS_PTRACE" in found.found
-    assert "CAP_SYS_ADMIN" not in found.found
+    assert found.found == "CAP_SYS_PTRACE missing"
+    (found,) = privilege_checks(1 << host.CAP_SYS_PTRACE)
+    assert found.verdict is Verdict.DEGRADED
+    assert "CAP_DAC_OVERRIDE missing" in found.found
 
 
 def test_swap_none_some_and_nearly_full() -> None:
@@ -148,6 +151,23 @@ def test_placement() -> None:
     assert "limit 256 MiB, room for 64 MiB" in found.found
     assert "smallest page-in window" in placement_check("web", theirs, ours, 0, GIB).found
     assert placement_check("web", ours, ours, None, None).verdict is Verdict.DEGRADED
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_cgroup_that_forbids_swap(version: int) -> None:
+    theirs = MemoryCgroup(version, Path("/sys/fs/cgroup/machine/web"), Path("/sys/fs/cgroup"))
+    running, waiting = view(), view(status="inmigrate")
+    assert swap_room_checks("web", theirs, GIB // 2, None, waiting) == []
+    assert swap_room_checks("web", theirs, GIB // 2, 4096, waiting) == []
+    for limit, whose, verdict in (
+        (GIB // 2, waiting, Verdict.BLOCKED),
+        (GIB // 2, running, Verdict.DEGRADED),
+        (2 * GIB, waiting, Verdict.DEGRADED),
+        (None, waiting, Verdict.DEGRADED),
+    ):
+        (found,) = swap_room_checks("web", theirs, limit, 0, whose)
+        assert (found.verdict, found.guest) == (verdict, "web")
+        assert ("memory.swap.max" if version == 2 else "memory.memsw.limit_in_bytes") in found.fix
 
 
 def test_swap_devices_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:

@@ -54,6 +54,14 @@ class MemoryCgroup:
                 headrooms.append(max(0, limit - self._usage_of(folder)))
         return min(headrooms, default=None)
 
+    def swap_limit_bytes(self) -> int | None:
+        """The most that it may have in swap, by its own limits and its ancestors'; None: no limit.
+
+        Version 1 limits memory and swap together: what that leaves beyond the limit on memory.
+        """
+        limits = (self._swap_limit_of(folder) for folder in self._lineage())
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def join(self, pid: int) -> None:
         """Move process *pid* in. What it was charged before stays where it was.
 
@@ -86,14 +94,29 @@ class MemoryCgroup:
 
     def _limit_of(self, folder: Path) -> int | None:
         names = ["memory.limit_in_bytes"] if self.version == 1 else ["memory.max", "memory.high"]
-        limits = []
-        for name in names:
-            # The root cgroup of version 2 has no such files.
-            with suppress(FileNotFoundError):
-                text = (folder / name).read_text().strip()
-                if text != "max" and int(text) < NO_LIMIT_BYTES:
-                    limits.append(int(text))
-        return min(limits, default=None)
+        limits = (_limit_in(folder / name) for name in names)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _swap_limit_of(self, folder: Path) -> int | None:
+        if self.version == 2:
+            return _limit_in(folder / "memory.swap.max")
+        both = _limit_in(folder / "memory.memsw.limit_in_bytes")
+        if both is None:
+            return None
+        return max(0, both - (_limit_in(folder / "memory.limit_in_bytes") or 0))
+
+
+def _limit_in(path: Path) -> int | None:
+    """The limit in a file of either version; None where there is none.
+
+    The root cgroup of version 2 has no such files, nor has one whose parent does not hand memory
+    down; version 1 counts swap only where the kernel was told to.
+    """
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        return None
+    return None if text == "max" or int(text) >= NO_LIMIT_BYTES else int(text)
 
 
 def memory_cgroup_of(pid: int, proc: Path = Path("/proc")) -> MemoryCgroup:

@@ -23,7 +23,7 @@ CHOICE_DEADLINE_S = 0.2
 """How long to wait for a thread to block in futex; QEMU's RCU thread is elsewhere for moments."""
 CHOICE_PAUSE_S = 0.001
 
-PRIVILEGE_ADVICE = "run pageferryd as root, or give it CAP_SYS_PTRACE and CAP_SYS_ADMIN"
+PRIVILEGE_ADVICE = "run pageferryd as root, or give it CAP_SYS_PTRACE"
 """The second is for /proc/PID/map_files, which opens the RAM file that QEMU maps."""
 
 

@@ -44,10 +44,10 @@ NEEDED_PROBES: Final = {
 }
 """Probes without which nothing works, each with its fix; what the others find only degrades."""
 
-NEEDED_PRIVILEGES: Final = {
-    "CAP_SYS_PTRACE": host.CAP_SYS_PTRACE,
-    "CAP_SYS_ADMIN": host.CAP_SYS_ADMIN,
-}
+PTRACE, DAC_OVERRIDE = "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"
+
+PRIVILEGES: Final = {PTRACE: host.CAP_SYS_PTRACE, DAC_OVERRIDE: host.CAP_DAC_OVERRIDE}
+"""All that the agent needs, as root; the units have just these (docs/deployment.md)."""
 
 FULL_SWAP_SHARE: Final = 0.9
 """Of swap in use, from where cold pages that arrive may find no room."""
@@ -125,21 +125,17 @@ def residency_checks(results: Sequence[ProbeResult]) -> list[Check]:
 def privilege_checks(capabilities: int) -> list[Check]:
     """The capabilities of this process."""
     missing = [
-        name
-        for name, number in NEEDED_PRIVILEGES.items()
-        if not host.has_capability(capabilities, number)
+        name for name, number in PRIVILEGES.items() if not host.has_capability(capabilities, number)
     ]
+    if PTRACE in missing:
+        fix = "run pageferryd as root, or give it AmbientCapabilities in its unit"
+        found = f"{' and '.join(missing)} missing"
+        return [Check("host", "capabilities", Verdict.BLOCKED, found, fix)]
     if missing:
-        return [
-            Check(
-                "host",
-                "capabilities",
-                Verdict.BLOCKED,
-                f"{', '.join(missing)} missing",
-                "run pageferryd as root, or give it AmbientCapabilities in its unit",
-            )
-        ]
-    return [Check("host", "capabilities", Verdict.OK, " and ".join(NEEDED_PRIVILEGES))]
+        fix = "run pageferryd as root, or as the user that the guests' QEMUs run as"
+        found = f"{DAC_OVERRIDE} missing: QEMUs of other users cannot be reached"
+        return [Check("host", "capabilities", Verdict.DEGRADED, found, fix)]
+    return [Check("host", "capabilities", Verdict.OK, " and ".join(PRIVILEGES))]
 
 
 def swap_checks(devices: Sequence[SwapDevice], *, zswap: bool) -> list[Check]:
@@ -243,20 +239,24 @@ def _on_host(name: str, pid: int, view: GuestView) -> list[Check]:
             f" {_mib(needs.hole_bytes)} never allocated"
         )
         checks.append(Check("guest", "ram", Verdict.OK, found, "", name))
-    return [*checks, *_placement(name, pid)]
+    return [*checks, *_placement(name, pid, view)]
 
 
-def _placement(name: str, pid: int) -> list[Check]:
+def _placement(name: str, pid: int, view: GuestView) -> list[Check]:
     try:
         theirs, ours = memory_cgroup_of(pid), memory_cgroup_of(os.getpid())
         headroom, limit = theirs.headroom_bytes(), theirs.limit_bytes()
+        swap_limit = theirs.swap_limit_bytes()
     except KernelFeatureError as error:
         return [_blocked(name, "memory cgroup", error)]
     except OSError as error:
         found = f"cannot be read: {error.strerror}"
         fix = "let pageferryd read and write /sys/fs/cgroup"
         return [Check("guest", "memory cgroup", Verdict.BLOCKED, found, fix, name)]
-    return [placement_check(name, theirs, ours, headroom, limit)]
+    return [
+        placement_check(name, theirs, ours, headroom, limit),
+        *swap_room_checks(name, theirs, limit, swap_limit, view),
+    ]
 
 
 def placement_check(
@@ -276,6 +276,29 @@ def placement_check(
         # Charged to the guest's cgroup, a page-in then pushes out another page of the guest's.
         found += "; at its limit: the smallest page-in window is used"
     return Check("guest", "memory cgroup", Verdict.OK, found, "", name)
+
+
+def swap_room_checks(
+    name: str, theirs: MemoryCgroup, limit: int | None, swap_limit: int | None, view: GuestView
+) -> list[Check]:
+    """Whether the guest's cgroup lets its cold pages go to swap; nothing where they may.
+
+    A destination that has to keep all of them in less memory than its RAM would be killed for it.
+    """
+    if swap_limit != 0:
+        return []
+    ram_bytes = sum(block.length_bytes for block in view.blocks)
+    kills = side_of(view) == "destination" and limit is not None and limit < ram_bytes
+    if theirs.version == 2:
+        found = f"memory.swap.max of {theirs.path} or above is 0: its cold pages stay in memory"
+        fix = "raise MemorySwapMax= (memory.swap.max), for libvirt <swap_hard_limit>"
+    else:
+        found = f"{theirs.path} may not have more in memory and swap together than in memory"
+        fix = "raise memory.memsw.limit_in_bytes above memory.limit_in_bytes, by as much as is cold"
+    if kills:
+        found += f", with a limit of {_mib(limit or 0)} for {_mib(ram_bytes)} of RAM"
+    verdict = Verdict.BLOCKED if kills else Verdict.DEGRADED
+    return [Check("guest", "paging out", verdict, found, fix, name)]
 
 
 def _blocked(name: str, what: str, error: PageferryError) -> Check:
