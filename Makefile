@@ -9,6 +9,7 @@
 # make test            everything that runs on this machine; skips say why
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
 # make vm-test         what needs cgroup version 2, in a VM (minutes; it emulates a VM within a VM)
+# make deb             a Debian package of what this checkout has, in build/deb
 # make lint            formatting, lint rules and types
 # make reference       write docs/reference.md and the manual pages anew, from the code
 # make native          rebuild the C extensions in place
@@ -42,8 +43,8 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo bench bench-scale bench-docs concept-pictures fuzz test vm-test lint reference native clean prepared
-.PHONY: kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo bench bench-scale bench-docs concept-pictures fuzz test vm-test deb lint reference native clean
+.PHONY: prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
@@ -65,8 +66,11 @@ concept-pictures: $(BENCH_READY)
 test: $(READY)
 	$(PYTHON) -m pytest --ignore=tests/vm $(TESTS)
 
-vm-test: $(READY)
+vm-test: $(READY) vm-prepared
 	$(PYTHON) -m pytest tests/vm
+
+deb: $(READY)
+	$(PYTHON) deploy/debian/build.py build/deb
 
 MINUTES := 5
 FUZZED := control data first jsonstream journal config
@@ -82,8 +86,8 @@ fuzz: $(READY)
 	done
 
 lint: $(READY)
-	$(PYTHON) -m ruff format --check agent tests native docs/examples
-	$(PYTHON) -m ruff check agent tests native docs/examples
+	$(PYTHON) -m ruff format --check agent tests native deploy docs/examples
+	$(PYTHON) -m ruff check agent tests native deploy docs/examples
 	$(PYTHON) -m mypy
 
 reference: $(READY)
@@ -115,6 +119,9 @@ $(BENCH_READY): $(READY)
 
 prepared:
 	@./.ci/prepare $(VENV)
+
+vm-prepared:
+	@./.ci/prepare-vm
 
 kernel-prepared:
 	@./.ci/prepare-kernels

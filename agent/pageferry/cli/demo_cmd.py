@@ -22,7 +22,11 @@ DEMO_MODULE = "pageferry.testing.lab.demo"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
     parser.add_argument("--json", metavar="FILE", help="also write the result there, as JSON")
-    parser.add_argument("--qemu", choices=("7.2", "10.0"), help="which QEMU (7.2)")
+    parser.add_argument(
+        "--qemu",
+        choices=("7.2", "10.0"),
+        help="which QEMU, of Debian's (default: the installed one)",
+    )
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
@@ -33,4 +37,4 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
     if arguments.qemu:
         options += ["--qemu", arguments.qemu]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", DEMO_MODULE, *options])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", DEMO_MODULE, *options])

@@ -12,7 +12,7 @@ import trio
 from pageferry.control.errors import CommandError
 from pageferry.model.errors import MigrationFailedError
 
-ESTIMATION_COMMAND: Final = (sys.executable, "-m", "pageferry.migration.estimation")
+ESTIMATION_COMMAND: Final = (sys.executable, "-P", "-m", "pageferry.migration.estimation")
 
 GRACE_S: Final = 60.0
 """How long it may take beside the sample: looking at a guest takes a second or two."""

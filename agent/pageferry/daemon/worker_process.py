@@ -22,7 +22,7 @@ import trio
 
 from pageferry.migration.link import TOKEN_VARIABLE, Link, LinkLostError, socket_pair
 
-WORKER_COMMAND: Final = (sys.executable, "-m", "pageferry.migration.worker")
+WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "pageferry.migration.worker")
 
 EXIT_GRACE_S: Final = 30.0
 """How long a worker may take to end after its last word. It only closes things by then."""

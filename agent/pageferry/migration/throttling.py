@@ -44,7 +44,7 @@ class Guard:
     @classmethod
     async def start(cls, pid: int, qmp: str) -> Guard:
         """Returns when it stands guard. Raises MigrationFailedError."""
-        command = [sys.executable, "-m", "pageferry.migration.throttle_guard"]
+        command = [sys.executable, "-P", "-m", "pageferry.migration.throttle_guard"]
         process = await trio.to_thread.run_sync(
             lambda: subprocess.Popen(
                 [*command, "--pid", str(pid), "--qmp", qmp],

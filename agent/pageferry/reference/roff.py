@@ -145,11 +145,29 @@ def _pageferryd() -> Iterator[str]:
         ("SIGHUP", "Read the configuration again. One with an error changes nothing."),
     ):
         yield f".TP\n.B {name}\n{quote(meaning)}"
+    yield ".SH CAPABILITIES"
+    for name, meaning in (
+        (
+            "CAP_SYS_PTRACE",
+            "Taking the write tracker over from QEMU, and reading what /proc tells of it.",
+        ),
+        (
+            "CAP_DAC_OVERRIDE",
+            "QMP sockets and RAM files of QEMUs that run as another user.",
+        ),
+    ):
+        yield f".TP\n.B {quote(name)}\n{quote(meaning)}"
+    yield from _paragraphs(
+        "No other is needed by a daemon with root's user ID, to whom cgroups belong. With the"
+        " kernel patches, CAP_SYS_ADMIN shows the swap slots by which cold pages are then ordered."
+    )
     yield ".SH SYSTEMD"
     yield from _paragraphs(
-        "The unit needs Type=notify, FileDescriptorStoreMax= above the number of migrations, and"
-        " KillMode=process, so that a restart leaves running migrations alone. The watchdog is fed"
-        " when WatchdogSec= is set. Sockets may be passed with FileDescriptorName=control and"
+        "pageferryd.service is hardened; pageferryd.socket, not enabled by default, keeps the"
+        " control socket open over restarts. A unit of your own needs Type=notify,"
+        " FileDescriptorStoreMax= above the number of migrations, and KillMode=process, so that a"
+        " restart leaves running migrations alone. The watchdog is fed when WatchdogSec= is set."
+        " Sockets may be passed with FileDescriptorName=control and"
         " FileDescriptorName=agent. Log lines have the journal fields PAGEFERRY_MIGRATION_ID,"
         " PAGEFERRY_GUEST and PAGEFERRY_ROLE."
     )

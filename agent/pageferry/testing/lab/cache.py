@@ -1,7 +1,8 @@
 """The lab's cache: what was fetched or built once and is the same next time.
 
-It lies in the repository (``.cache/``) unless ``PAGEFERRY_CACHE`` names another folder. An entry is
-made in a folder beside its final name and renamed when complete, so a half-made one is never used.
+It lies in the repository (``.cache/``), or, where pageferry is installed from a package, in
+``/var/cache/pageferry``, unless ``PAGEFERRY_CACHE`` names another folder. An entry is made in a
+folder beside its final name and renamed when complete, so a half-made one is never used.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 CACHE_VARIABLE = "PAGEFERRY_CACHE"
 
+INSTALLED_CACHE = Path("/var/cache/pageferry")
+
 
 def repository() -> Path:
     """The checkout that this package is installed from (editable), with native/ and tests/."""
@@ -25,7 +28,12 @@ def repository() -> Path:
 def cache_folder() -> Path:
     """The cache's folder, made when missing."""
     named = os.environ.get(CACHE_VARIABLE)
-    folder = Path(named).resolve() if named else repository() / ".cache"
+    if named:
+        folder = Path(named).resolve()
+    elif (repository() / "pyproject.toml").exists():
+        folder = repository() / ".cache"
+    else:
+        folder = INSTALLED_CACHE
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

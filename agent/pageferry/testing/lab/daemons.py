@@ -90,7 +90,7 @@ class LabDaemon:
         """The command line of a pageferry verb spoken to this daemon."""
         verb, *rest = arguments
         socket_option = ("--socket", str(self.control_socket))
-        return [sys.executable, "-m", "pageferry.cli.main", verb, *socket_option, *rest]
+        return [sys.executable, "-P", "-m", "pageferry.cli.main", verb, *socket_option, *rest]
 
     def run_cli(
         self, *arguments: str, timeout_s: float = MIGRATE_TIMEOUT_S
@@ -191,7 +191,7 @@ def run_daemon(
         process = subprocess.Popen(
             [
                 *prefix,
-                *(sys.executable, "-m", "pageferry.daemon.main"),
+                *(sys.executable, "-P", "-m", "pageferry.daemon.main"),
                 *("--config", str(configuration)),
             ],
             stdin=subprocess.DEVNULL,

@@ -1,4 +1,5 @@
-"""`make demo`: carry one guest whose cold memory lies in swap, and show what became of it.
+"""`make demo`, `pageferry demo`: carry one guest whose cold memory lies in swap, and show what
+became of it.
 
 Everything is real and of its own: two QEMUs, two agents on loopback, swap (a file, where the host
 has none), memory cgroups. All of it is gone afterwards. Exit status 0 only when the guest, after
@@ -21,7 +22,13 @@ from pageferry.testing.lab.cleanup import LabError, orderly_termination
 from pageferry.testing.lab.guests import GuestPlan
 from pageferry.testing.lab.hosts import is_root
 from pageferry.testing.lab.measuring import Measurement, measure
-from pageferry.testing.lab.packages import PackageError, QemuBinary, qemu_7, qemu_10
+from pageferry.testing.lab.packages import (
+    PackageError,
+    QemuBinary,
+    any_qemu,
+    qemu_7,
+    qemu_10,
+)
 from pageferry.testing.lab.settled import overcommitted_plan, settled_pair
 from pageferry.testing.lab.swap import some_swap
 
@@ -120,7 +127,7 @@ def main() -> int:
     """Entry point of ``make demo``. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
-    parser.add_argument("--qemu", choices=sorted(GENERATIONS), default="7.2")
+    parser.add_argument("--qemu", choices=sorted(GENERATIONS), help="default: the installed one")
     arguments = parser.parse_args()
     console = Console()
     if not is_root():
@@ -130,7 +137,7 @@ def main() -> int:
         return 1
     try:
         with orderly_termination(), some_swap():
-            binary = GENERATIONS[arguments.qemu]()
+            binary = GENERATIONS.get(arguments.qemu, any_qemu)()
             plan, found = carry_one(console, binary)
     except (LabError, PackageError) as error:
         print(f"the demo could not be set up: {error}", file=sys.stderr)

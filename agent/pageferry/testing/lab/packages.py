@@ -74,6 +74,12 @@ def qemu_10() -> QemuBinary:
 
 
 @functools.cache
+def any_qemu() -> QemuBinary:
+    """The installed QEMU, whatever its version; without one, Debian's own, unpacked."""
+    return _installed_qemu() or _unpacked_qemu(7, codename())
+
+
+@functools.cache
 def cloud_kernel() -> GuestKernel:
     """Debian's cloud kernel, unpacked."""
     return _unpacked_kernel("cloud-kernel", codename())
@@ -118,12 +124,12 @@ def codename() -> str:
     return values["VERSION_CODENAME"].strip('"')
 
 
-def _installed_qemu(major: int) -> QemuBinary | None:
+def _installed_qemu(major: int | None = None) -> QemuBinary | None:
     path = shutil.which(QEMU_NAME)
     if path is None:
         return None
     binary = QemuBinary(path=Path(path), version=_version_of([path], dict(os.environ)))
-    return binary if binary.version[0] == major else None
+    return binary if major in (None, binary.version[0]) else None
 
 
 def _version_of(command: list[str], environment: dict[str, str]) -> tuple[int, int, int]:
