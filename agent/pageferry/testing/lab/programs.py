@@ -13,18 +13,22 @@ from pageferry.testing.lab.cleanup import LabError, undone_by
 TIMEOUT_S = 120
 
 
-def run(*command: str) -> str:
-    """Standard output of a tool that must succeed. LabError with what it said otherwise."""
+def run(*command: str, timeout_s: float = TIMEOUT_S) -> str:
+    """Standard output of a tool that must succeed. LabError with what it said otherwise, or when
+    it takes too long.
+    """
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
             env={**os.environ, "PATH": path},
         )
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"{command[0]} did not end within {timeout_s} s") from error
     except OSError as error:
         raise LabError(f"{command[0]}: {error.strerror}; install util-linux") from error
     if done.returncode:

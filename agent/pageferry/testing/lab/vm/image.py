@@ -24,9 +24,13 @@ def init_program() -> Path:
     return cached(f"vm/{digest_of_files(source)}", make) / "init"
 
 
-def initramfs(kernel: GuestKernel, script: str) -> bytes:
-    """The initramfs that runs `script` in this kernel. LabError when a module is missing."""
-    files = {"init": init_program().read_bytes(), "script": script.encode()}
+def initramfs(kernel: GuestKernel, script: str | None = None) -> bytes:
+    """The initramfs that runs `script` in this kernel, on the host's root; without a script, what
+    the first disk boots. LabError when a module is missing.
+    """
+    files = {"init": init_program().read_bytes()}
+    if script is not None:
+        files["script"] = script.encode()
     for number, path in enumerate(modules_in_order(kernel.modules, MODULES)):
         name = f"modules/{number:02}-{path.name.removesuffix('.xz')}"
         files[name] = module_bytes(path)

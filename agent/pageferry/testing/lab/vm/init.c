@@ -1,10 +1,11 @@
 /*
  * The VM's first process: makes a root of the host's, shared read-only, and runs a script in it.
  *
- * Loads the modules in /modules in the order of their names, mounts the virtiofs share "host", lays
- * an overlay in memory over it, and has the host's shell run the text of /script there, with the
- * serial port as its input and output. Says "VM ENDED status=N" when the script has ended, or
- * "VM ERROR REASON" when it does not come that far, and switches the VM off.
+ * Loads the modules in /modules in the order of their names. Without a /script it then hands over to
+ * the init on the first disk. With one it mounts the virtiofs share "host", lays an overlay in memory
+ * over it, and has the host's shell run the text of /script there, with the serial port as its input
+ * and output. Says "VM ENDED status=N" when the script has ended, or "VM ERROR REASON" when it does
+ * not come that far, and switches the VM off.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -94,6 +95,16 @@ static void make_root(void)
 		fail("chroot");
 }
 
+/* As switch_root(8) does. What the initramfs holds is freed with its last user, this process. */
+static void hand_over(void)
+{
+	mount_one("/dev/vda", "/root", "ext4", 0, NULL);
+	if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chroot(".") || chdir("/"))
+		fail("the first disk");
+	execl("/sbin/init", "init", NULL);
+	fail("/sbin/init");
+}
+
 static void read_script(char *text)
 {
 	int fd = open("/script", O_RDONLY | O_CLOEXEC);
@@ -128,6 +139,8 @@ int main(void)
 	mount_one("devtmpfs", "/dev", "devtmpfs", 0, NULL);
 	open_port();
 	load_modules();
+	if (access("/script", F_OK))
+		hand_over();
 	read_script(script);
 	make_root();
 	child = fork();
