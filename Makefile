@@ -8,8 +8,9 @@
 # make concept-pictures  the pictures of docs/concepts.md, from a migration (minutes)
 # make test            everything that runs on this machine; skips say why
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
-# make vm-test         what needs cgroup version 2, in a VM (minutes; it emulates a VM within a VM)
+# make vm-test         what needs cgroup version 2 or systemd, in VMs (minutes; they emulate VMs within)
 # make deb             a Debian package of what this checkout has, in build/deb
+# make deb-test        install it in a VM with systemd, and try it in its sandbox (minutes)
 # make lint            formatting, lint rules and types
 # make reference       write docs/reference.md and the manual pages anew, from the code
 # make native          rebuild the C extensions in place
@@ -43,8 +44,8 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo bench bench-scale bench-docs concept-pictures fuzz test vm-test deb lint reference native clean
-.PHONY: prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo bench bench-scale bench-docs concept-pictures fuzz test vm-test deb deb-test lint reference
+.PHONY: native clean prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
@@ -71,6 +72,9 @@ vm-test: $(READY) vm-prepared
 
 deb: $(READY)
 	$(PYTHON) deploy/debian/build.py build/deb
+
+deb-test: $(READY) vm-prepared
+	$(PYTHON) -m pytest tests/vm/test_installed.py
 
 MINUTES := 5
 FUZZED := control data first jsonstream journal config

@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -49,11 +50,14 @@ from {module} import main
 sys.exit(main())
 """
 
-DOCUMENTS = ("README.md", "docs/*.md", "deploy/apparmor/*.md")
+DOCUMENTS = ("README.md", "docs/*.md")
 
 SOURCES = ("*.c", "*.h", "*.S", "*.ld", "*.pyc", "__pycache__")
 """Left out of the package: the demo's guest comes built, the rest of the laboratory needs a
 checkout."""
+
+LEFT_OUT = {"..", "tests", "_tests"}
+"""Of libraries: what lies outside of site-packages, and their own tests."""
 
 SCRIPTS = ("postinst", "prerm", "postrm")
 
@@ -155,7 +159,7 @@ def copy_libraries(stage: Path) -> None:
     for library in libraries():
         base = Path(str(library.locate_file("")))
         for name in library.files or []:
-            if ".." in name.parts or name.suffix == ".pyc":
+            if LEFT_OUT & set(name.parts) or name.suffix == ".pyc":
                 continue
             target = site_packages(stage) / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,14 +175,40 @@ def copy_agent(stage: Path) -> None:
         if not (target / extension).exists():
             raise BuildError(f"{extension} is not built: run make native")
         run("strip", "--strip-unneeded", str(target / extension))
+        drop_search_path(target / extension)
     shutil.copyfile(freestanding_image(), target / "testing/lab/guest/guest.elf")
+
+
+DT_NULL, DT_RPATH, DT_RUNPATH, PT_DYNAMIC = 0, 15, 29, 2
+
+
+def drop_search_path(path: Path) -> None:
+    """Make an extension look for libraries in the system's places only.
+
+    A Python that was built with a search path of its own, such as in someone's home, gives it to
+    the extensions that it builds. elf(5), of 64 bits.
+    """
+    image = bytearray(path.read_bytes())
+    (headers,) = struct.unpack_from("<Q", image, 32)
+    size, count = struct.unpack_from("<HH", image, 54)
+    for number in range(count):
+        kind, _flags, offset, *_, length = struct.unpack_from(
+            "<IIQQQQ", image, headers + number * size
+        )
+        if kind != PT_DYNAMIC:
+            continue
+        entries = list(struct.iter_unpack("<QQ", image[offset : offset + length]))
+        kept = [entry for entry in entries if entry[0] not in (DT_RPATH, DT_RUNPATH)]
+        kept += [(DT_NULL, 0)] * (len(entries) - len(kept))
+        image[offset : offset + length] = b"".join(struct.pack("<QQ", *entry) for entry in kept)
+    path.write_bytes(image)
 
 
 def make_environment(stage: Path) -> None:
     """What makes the folder a virtual environment: pyvenv.cfg, and the system's interpreter."""
     private = stage / PRIVATE
     (private / "bin").mkdir()
-    (private / "bin/python3").symlink_to(f"/usr/bin/python{python_version()}")
+    (private / "bin/python3").symlink_to(f"../../../bin/python{python_version()}")
     (private / "pyvenv.cfg").write_text(
         f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {python_version()}\n"
     )
@@ -201,7 +231,7 @@ def copy_deployment(stage: Path) -> None:
         ("tmpfiles.d/*", "usr/lib/tmpfiles.d"),
         ("etc/*", "etc/pageferry"),
         ("grafana/*", "usr/share/pageferry/grafana"),
-        ("apparmor/usr.*", "usr/share/pageferry/apparmor"),
+        ("apparmor/*", "usr/share/pageferry/apparmor"),
     ):
         for source in sorted(DEPLOY.glob(pattern)):
             put(stage / target / source.name, source.read_bytes())
@@ -220,26 +250,27 @@ def copy_documents(stage: Path) -> None:
     for pattern in DOCUMENTS:
         for source in sorted(ROOT.glob(pattern)):
             put(folder / source.name, source.read_bytes())
+    overrides = stage / "usr/share/lintian/overrides/pageferry"
+    put(overrides, (DEBIAN / "lintian-overrides").read_bytes())
     changelog = filled((DEBIAN / "changelog").read_text(), stage)
     put(folder / "changelog.gz", gzip.compress(changelog.encode(), 9, mtime=0))
     put(folder / "copyright", terms().encode())
 
 
 def terms() -> str:
-    """pageferry's and each library's name, version and licence, with the licences' texts."""
-    parts = [
-        f"pageferry {pageferry.__version__}: Apache-2.0\n\n/usr/share/common-licenses/Apache-2.0"
+    """pageferry's licence, and each library's name, version and licence, and where its text is."""
+    lines = [
+        f"pageferry {pageferry.__version__}: Apache-2.0 (/usr/share/common-licenses/Apache-2.0)",
+        "Copyright: the authors of pageferry",
+        "",
+        f"Libraries in /{PRIVATE}, each with its licence beside its modules, in *.dist-info:",
+        "",
     ]
     for library in libraries():
         metadata = library.metadata
-        license_name = metadata["License-Expression"] or metadata["License"] or "see below"
-        parts.append(f"{library.name} {library.version}: {license_name.splitlines()[0]}")
-        parts += [
-            Path(str(library.locate_file(name))).read_text(errors="replace").strip()
-            for name in library.files or []
-            if re.match(r"(LICEN[CS]E|COPYING|NOTICE)", name.name)
-        ]
-    return "\n\n".join(parts) + "\n"
+        name = metadata["License-Expression"] or metadata["License"] or "see there"
+        lines.append(f"{library.name} {library.version}: {name.splitlines()[0]}")
+    return "\n".join(lines) + "\n"
 
 
 def make_control(stage: Path) -> None:
@@ -257,10 +288,6 @@ def make_control(stage: Path) -> None:
     for name in SCRIPTS:
         shutil.copyfile(DEBIAN / name, folder / name)
         (folder / name).chmod(0o755)
-    put(
-        stage / "usr/share/lintian/overrides/pageferry",
-        (DEBIAN / "lintian-overrides").read_bytes(),
-    )
 
 
 def checksum(path: Path) -> str:

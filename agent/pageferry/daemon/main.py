@@ -145,7 +145,8 @@ def state_directory(path: Path) -> Iterator[None]:
         raise RefusedError(
             f"cannot use the state directory {path}: {error.strerror}",
             guest_state="",
-            advice="run pageferryd as root, or set state-directory in [daemon]",
+            advice="run pageferryd as root, or set state-directory in [daemon]; in a sandbox of"
+            " systemd's, name it there too (StateDirectory=)",
         ) from error
     try:
         try:
