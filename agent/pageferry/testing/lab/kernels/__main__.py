@@ -75,7 +75,15 @@ def _do(series: Series, variants: Sequence[Variant], given: argparse.Namespace) 
 
         if given.verb == "mutants":
             return _mutants(tree, keep, again=not given.record)
-        result = run_series(tree, variants, cost=not given.no_cost, say=_say, keep=keep)
+        try:
+            result = run_series(tree, variants, cost=not given.no_cost, say=_say, keep=keep)
+        except PatchError as error:
+            if source.pinned:
+                raise
+            return [
+                f"{series.name} is for {series.version}, which Debian does not serve any more, and"
+                f" has to be carried over to {source.version} (kernel-patches/README.md): {error}"
+            ]
     for line in cost_table(result) if result.cost else ():
         print(line)
     return result.faults(series)

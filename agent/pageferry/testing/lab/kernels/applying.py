@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pageferry.testing.lab.kernels.series import ZEROS, Series
 from pageferry.testing.lab.kernels.sources import blob_name
+from pageferry.testing.lab.patience import patient
 
-STYLE_TIMEOUT_S = 120
+STYLE_TIMEOUT_S = 600
 
 
 class PatchError(Exception):
@@ -75,7 +76,7 @@ def style_faults(series: Series, folder: Path) -> list[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=STYLE_TIMEOUT_S,
+        timeout=patient(STYLE_TIMEOUT_S),
     )
     if done.returncode and not done.stdout.strip():
         raise PatchError(f"checkpatch failed: {done.stderr.strip()[-500:]}")

@@ -23,6 +23,7 @@ from pageferry.testing.lab.cache import cache_folder
 from pageferry.testing.lab.kernels.applying import apply_series
 from pageferry.testing.lab.kernels.series import Series, patches_folder
 from pageferry.testing.lab.kernels.sources import Source
+from pageferry.testing.lab.patience import patient
 
 BUILD_TIMEOUT_S = 7200
 RECIPE = "1"
@@ -227,7 +228,7 @@ class KernelTree:
             process_group=0,
         )
         try:
-            said, _ = process.communicate(timeout=BUILD_TIMEOUT_S)
+            said, _ = process.communicate(timeout=patient(BUILD_TIMEOUT_S))
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()

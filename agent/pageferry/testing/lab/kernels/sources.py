@@ -27,8 +27,9 @@ from pageferry.testing.lab.packages import (
     codename,
     system_sources,
 )
+from pageferry.testing.lab.patience import patient
 
-UNPACK_TIMEOUT_S = 900
+UNPACK_TIMEOUT_S = 1800
 
 STYLE_FILES = ("scripts/checkpatch.pl", "scripts/spelling.txt", "scripts/const_structs.checkpatch")
 """What checkpatch needs beside the files that are changed."""
@@ -204,7 +205,7 @@ def _extract(archive: Path, names: Iterable[str], folder: Path) -> None:
 def _run(*command: str) -> str:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=UNPACK_TIMEOUT_S
+            command, capture_output=True, text=True, check=True, timeout=patient(UNPACK_TIMEOUT_S)
         )
     except subprocess.CalledProcessError as error:
         raise PackageError(f"{' '.join(command[:2])} failed: {error.stderr[-800:]}") from error
