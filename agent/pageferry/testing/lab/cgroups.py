@@ -48,6 +48,13 @@ class LabCgroup:
         unlimited = str(UNLIMITED) if self.version == 1 else "max"
         (self.path / name).write_text(unlimited if limit_bytes is None else str(limit_bytes))
 
+    def forbid_swap(self) -> None:
+        """From now on reclaim may not swap out what is charged here."""
+        if self.version == 1:
+            (self.path / "memory.swappiness").write_text("0")
+        else:
+            (self.path / "memory.swap.max").write_text("0")
+
     def usage_bytes(self) -> int:
         """What is charged now, page cache and shmem included."""
         name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"

@@ -50,8 +50,28 @@ class LabDaemon:
     name: str
     folder: Path
     port: int
-    process: subprocess.Popen[bytes] = field(repr=False)
+    command: Sequence[str] = field(repr=False)
     host: str = LOOPBACK
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Added to what it inherits."""
+    process: subprocess.Popen[bytes] = field(init=False, repr=False)
+
+    def start(self) -> None:
+        """Start it, also anew after its end, with the same files and port. LabError with its log
+        when it does not start."""
+        with (self.folder / "daemon.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+            )
+        try:
+            _wait_for_control_socket(self)
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def control_socket(self) -> Path:
@@ -187,21 +207,10 @@ def run_daemon(
     configuration.write_text(
         _configuration(folder, f"{host}:{port}", guests, defaults or {}, settings)
     )
-    with (folder / "daemon.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *prefix,
-                *(sys.executable, "-P", "-m", "pageferry.daemon.main"),
-                *("--config", str(configuration)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-        )
-    daemon = LabDaemon(name, folder, port, process, host)
+    program = (sys.executable, "-P", "-m", "pageferry.daemon.main", "--config", str(configuration))
+    daemon = LabDaemon(name, folder, port, (*prefix, *program), host, environment or {})
+    daemon.start()
     with undone_by(daemon.stop):
-        _wait_for_control_socket(daemon)
         yield daemon
 
 

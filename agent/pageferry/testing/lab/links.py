@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pageferry.testing.lab.cleanup import LabError
 from pageferry.testing.lab.daemons import LOOPBACK, Network
-from pageferry.testing.lab.networks import cable
+from pageferry.testing.lab.networks import LabNetwork, cable
 
 BURST_BYTES = 256 * 1024
 """What the shaper lets through at once: it must hold the largest segment that TCP hands down
@@ -48,13 +48,18 @@ def shaped_link(bits_per_s: int) -> Iterator[Link]:
     """
     with cable() as (source, destination):
         for end in (source, destination):
-            _tc(
-                *("-n", end.name, "qdisc", "add", "dev", end.link, "root", "tbf"),
-                *("rate", f"{bits_per_s}bit", "burst", str(BURST_BYTES)),
-                *("latency", f"{QUEUE_MS}ms"),
-            )
+            slow_down(end, bits_per_s)
         network = Network(destination.address, source.prefix, destination.prefix)
         yield Link(network, destination.link)
+
+
+def slow_down(end: LabNetwork, bits_per_s: int) -> None:
+    """Let no more than so much a second out at this end, from now on. LabError without tbf."""
+    _tc(
+        *("-n", end.name, "qdisc", "add", "dev", end.link, "root", "tbf"),
+        *("rate", f"{bits_per_s}bit", "burst", str(BURST_BYTES)),
+        *("latency", f"{QUEUE_MS}ms"),
+    )
 
 
 def received_bytes(pid: int, interface: str) -> int:

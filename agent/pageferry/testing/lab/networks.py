@@ -21,6 +21,8 @@ from pageferry.testing.lab.cleanup import LabError, lab_name, left_by_the_dead, 
 NETNS_FOLDER: Final = Path("/run/netns")
 _CLONE_NEWNET: Final = 0x40000000
 _ETH_P_ALL: Final = 3
+_NOBODY: Final = "02:00:00:00:00:01"
+"""A locally administered address that no interface of the lab has."""
 
 _numbers = itertools.count()
 
@@ -67,6 +69,21 @@ def cable() -> Iterator[tuple[LabNetwork, LabNetwork]]:
             _run("-n", end.name, "link", "set", end.link, "up")
             _run("-n", end.name, "link", "set", "lo", "up")
         yield ends[0], ends[1]
+
+
+def lose_all(sender: LabNetwork, receiver: LabNetwork) -> None:
+    """From now on nothing that *sender* sends gets there, and neither end is told: its frames go to
+    a machine that does not exist. LabError."""
+    _neighbour("replace", sender, receiver, *("lladdr", _NOBODY, "nud", "permanent"))
+
+
+def lose_nothing(sender: LabNetwork, receiver: LabNetwork) -> None:
+    """Undo `lose_all`. LabError."""
+    _neighbour("delete", sender, receiver)
+
+
+def _neighbour(verb: str, end: LabNetwork, other: LabNetwork, *more: str) -> None:
+    _run("-n", end.name, "neighbour", verb, other.address, "dev", end.link, *more)
 
 
 class Listening:

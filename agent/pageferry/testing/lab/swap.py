@@ -7,7 +7,9 @@ the same file takes its place.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,10 @@ MIB = 1024 * 1024
 DEFAULT_SWAP_BYTES = 3072 * MIB
 SPARE_DISK_BYTES = 512 * MIB
 """What a swap file must leave free on its disk."""
+
+PAGE_BYTES = 4096
+MADV_PAGEOUT = 21
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 RAM_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 
@@ -99,6 +105,83 @@ def zram_swap(size_bytes: int = DEFAULT_SWAP_BYTES) -> Iterator[SwapArea]:
         with undone_by(lambda: _switch_off(device)):
             run("swapon", "--priority", "100", device)
             yield SwapArea(device=device, size_bytes=size_bytes)
+
+
+class OthersSwappedError(LabError):
+    """Somebody else has swapped to where nothing can be read back: it did not fail. Try again."""
+
+
+@dataclass(slots=True)
+class FailingSwap:
+    """Swap on a disk that can be made to fail: every read and write is an I/O error then."""
+
+    device: str
+    _path: Path
+    _size_bytes: int
+    _kept: Path
+
+    def fail(self, expected_bytes: int) -> None:
+        """From now on nothing can be read or written, without any word of it before.
+
+        Raises OthersSwappedError when more than *expected_bytes* lie here: they would be others'.
+        """
+        run("sync", str(self._path))
+        shutil.copyfile(self._path, self._kept)
+        used_bytes = sum(each.used_bytes for each in swap_entries() if each.device == self.device)
+        if used_bytes > expected_bytes:
+            self._kept.unlink()
+            raise OthersSwappedError(
+                f"{used_bytes} bytes lie in {self.device}, and {expected_bytes} are the guest's"
+            )
+        # A disk that has shrunk refuses what is beyond its end.
+        os.truncate(self._path, PAGE_BYTES)
+        run("losetup", "--set-capacity", self.device)
+
+    def heal(self) -> None:
+        """Give back what lay there. Does nothing when it has not failed."""
+        if self._kept.exists():
+            shutil.copyfile(self._kept, self._path)
+            os.truncate(self._path, self._size_bytes)
+            run("losetup", "--set-capacity", self.device)
+            self._kept.unlink()
+
+
+@contextlib.contextmanager
+def failing_swap(size_bytes: int) -> Iterator[FailingSwap]:
+    """A swap area of our own, which is used before all others. Needs root and loop devices."""
+    folder = _folder_with_room(size_bytes)
+    path, kept = folder / lab_name("failing.img"), folder / lab_name("failing.kept")
+    with undone_by(lambda: path.unlink(missing_ok=True)):
+        _allocate(path, size_bytes)
+        run("mkswap", "-q", str(path))
+        with loop_device(path) as device:
+            swap = FailingSwap(device, path, size_bytes, kept)
+            with undone_by(lambda: _switch_off(device)), undone_by(swap.heal):
+                run("swapon", "--priority", "32000", device)
+                yield swap
+
+
+FILL_STEP_BYTES = 64 * MIB
+
+
+@contextlib.contextmanager
+def full_swap() -> Iterator[None]:
+    """Within the block all swap of this host is used up. With zeros, which since Linux 6.12 take
+    their place in swap without being written. LabError when it does not get full."""
+    with contextlib.ExitStack() as stack:
+        for _step in range(2 + _free_swap_bytes() * 2 // FILL_STEP_BYTES):
+            filler = stack.enter_context(mmap.mmap(-1, FILL_STEP_BYTES, flags=_PRIVATE))
+            filler.write(bytes(FILL_STEP_BYTES))
+            filler.madvise(MADV_PAGEOUT)
+            if not _free_swap_bytes():
+                break
+        else:
+            raise LabError(f"swap does not get full: {swap_entries()}")
+        yield
+
+
+def _free_swap_bytes() -> int:
+    return sum(entry.size_bytes - entry.used_bytes for entry in swap_entries())
 
 
 def _folder_with_room(size_bytes: int) -> Path:
