@@ -205,7 +205,10 @@ async def _greet(client: QMPClient, sock: socket.socket, path: str, timeout_s: f
             advice="give pageferry a QMP socket of its own: another -qmp unix:…,server=on,wait=off",
         ) from error
     except (QMPError, OSError) as error:
-        raise QemuError(f"{path} is not a QMP monitor: {error}") from error
+        raise QemuError(
+            f"{path} is not a QMP monitor, or its QEMU has just ended: {error}",
+            advice="check the path, that the QEMU process still runs, and its log",
+        ) from error
 
 
 async def _within(
