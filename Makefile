@@ -7,6 +7,7 @@
 # make bench-docs      both, into docs/: what is there of an interrupted bench is kept
 # make concept-pictures  the pictures of docs/concepts.md, from a migration (minutes)
 # make test            everything that runs on this machine; skips say why
+# make faults          every fault in every phase, on real guests (JOBS=2 at a time, ONLY=WORDS, JSON=FILE, TABLE=FILE)
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
 # make vm-test         what needs cgroup version 2 or systemd, in VMs (minutes; they emulate VMs within)
 # make deb             a Debian package of what this checkout has, in build/deb
@@ -44,8 +45,8 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo bench bench-scale bench-docs concept-pictures fuzz test vm-test deb deb-test lint reference
-.PHONY: native clean prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo bench bench-scale bench-docs concept-pictures test faults fuzz vm-test deb deb-test lint
+.PHONY: reference native clean prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
@@ -75,6 +76,14 @@ deb: $(READY)
 
 deb-test: $(READY) vm-prepared
 	$(PYTHON) -m pytest tests/vm/test_installed.py
+
+TABLE :=
+JOBS := 2
+
+# Half an hour or so. The table is docs/faults.md, and is written when all has passed.
+faults: $(READY)
+	$(PYTHON) -m tests.faults.run --jobs $(JOBS) $(if $(ONLY),--only "$(ONLY)") \
+		$(if $(JSON),--json "$(JSON)") $(if $(TABLE),--table "$(TABLE)")
 
 MINUTES := 5
 FUZZED := control data first jsonstream journal config

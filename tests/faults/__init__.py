@@ -1,0 +1,1 @@
+"""Every fault in every phase, on real guests between real agents."""
