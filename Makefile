@@ -12,6 +12,7 @@
 # make vm-test         what needs cgroup version 2 or systemd, in VMs (minutes; they emulate VMs within)
 # make deb             a Debian package of what this checkout has, in build/deb
 # make deb-test        install it in a VM with systemd, and try it in its sandbox (minutes)
+# make libvirt-test    what docs/libvirt.md says, with a real libvirtd (two minutes; fetches Debian's)
 # make lint            formatting, lint rules and types
 # make reference       write docs/reference.md and the manual pages anew, from the code
 # make native          rebuild the C extensions in place
@@ -45,8 +46,8 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo bench bench-scale bench-docs concept-pictures test faults fuzz vm-test deb deb-test lint
-.PHONY: reference native clean prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo bench bench-scale bench-docs concept-pictures test faults fuzz vm-test deb deb-test libvirt-test
+.PHONY: lint reference native clean prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
@@ -66,7 +67,7 @@ concept-pictures: $(BENCH_READY)
 	$(BENCH).concepts docs/img
 
 test: $(READY)
-	$(PYTHON) -m pytest --ignore=tests/vm $(TESTS)
+	$(PYTHON) -m pytest --ignore=tests/vm --ignore=tests/libvirt $(TESTS)
 
 vm-test: $(READY) vm-prepared
 	$(PYTHON) -m pytest tests/vm
@@ -84,6 +85,9 @@ JOBS := 2
 faults: $(READY)
 	$(PYTHON) -m tests.faults.run --jobs $(JOBS) $(if $(ONLY),--only "$(ONLY)") \
 		$(if $(JSON),--json "$(JSON)") $(if $(TABLE),--table "$(TABLE)")
+
+libvirt-test: $(READY)
+	$(PYTHON) -m pytest tests/libvirt
 
 MINUTES := 5
 FUZZED := control data first jsonstream journal config

@@ -162,7 +162,13 @@ class DestinationHandover:
         self._changed: dict[str, bool] = {}
 
     async def prepare(self, fd: int) -> None:
-        """Let QEMU take its devices from the socket *fd*, of which it gets a duplicate."""
+        """Let QEMU take its devices from the socket *fd*, of which it gets a duplicate.
+
+        First it is told not to let the guest run by itself when it has them: a QEMU without -S
+        would, and so would one that somebody has sent `cont` while it waited (virsh resume does).
+        In this state `stop` does just that (QEMU's qmp_stop: autostart).
+        """
+        await self._monitor.execute("stop")
         self._changed = await _set_capabilities(self._monitor, CAPABILITIES)
         await self._monitor.send_fd(FD_NAME, fd)
         await self._monitor.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})

@@ -112,6 +112,22 @@ def _unpacked_kernel(name: str, suite: str) -> GuestKernel:
     return GuestKernel(image=image, modules=modules, release=release)
 
 
+@functools.cache
+def libvirt() -> Path:
+    """Debian 12's libvirtd and virsh with its QEMU driver and the libraries that the system lacks,
+    unpacked: a folder with ``usr`` and ``etc``."""
+
+    def make(folder: Path) -> None:
+        apt = PrivateApt(folder / "apt")
+        archives: list[Path] = []
+        for package in ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients"):
+            archives = apt.download_missing(package, codename())
+        _unpack(archives, folder / "root")
+        shutil.rmtree(folder / "apt")
+
+    return cached("packages/libvirt", make) / "root"
+
+
 def codename() -> str:
     """The release's name, such as ``bookworm``. PackageError on anything but Debian."""
     values = dict(
