@@ -13,7 +13,7 @@ import pytest
 from pageferry.cli.exit_codes import MEANINGS
 from pageferry.cli.main import VERBS, make_parser
 from pageferry.control import declarations
-from pageferry.daemon import config
+from pageferry.daemon import config, launches
 from pageferry.daemon.config_keys import KEYS, TABLES
 from pageferry.daemon.main import make_parser as make_daemon_parser
 from pageferry.daemon.reloading import NEEDS_RESTART
@@ -39,6 +39,7 @@ def test_every_key_of_the_configuration_is_described() -> None:
     read |= {("guests.NAME", key) for key in config._GUEST_KEYS}
     read |= {("tls", key) for key in config._TLS_KEYS}
     read |= {("peers.NAME", key) for key in config._PEER_KEYS}
+    read |= {("launch-from-source", key) for key in launches.FOLLOW_KEYS}
     assert described == read
     assert {key.table for key in KEYS} | {"defaults"} == set(TABLES)
     waiting = {key.key for key in KEYS if key.needs_restart}

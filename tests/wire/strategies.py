@@ -48,6 +48,8 @@ def _of_kind(kind: Any) -> st.SearchStrategy[Any]:  # noqa: PLR0911 - a table
             return names
         case fields.Prose():
             return prose
+        case fields.Words():
+            return st.lists(st.text("ab-=/, é", max_size=9), max_size=8).map(tuple)
         case fields.Hex():
             return hex_digits(kind.least_chars, kind.most_chars)
         case fields.Blob():

@@ -10,14 +10,20 @@ import difflib
 import grp
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from pageferry.certificates.files import DEFAULT_DIRECTORY
 from pageferry.control.client import DEFAULT_SOCKET
-from pageferry.daemon.launches import LAUNCH_KEYS, read_launch
+from pageferry.daemon.launches import (
+    FOLLOW_KEYS,
+    LAUNCH_KEYS,
+    Following,
+    read_following,
+    read_launch,
+)
 from pageferry.daemon.toml_lines import line_of
 from pageferry.model.errors import RefusedError
 from pageferry.model.launch import Launch
@@ -75,10 +81,18 @@ class Config:
     defaults: MigrationParameters = field(default_factory=MigrationParameters)
     guests: Mapping[str, Path] = field(default_factory=dict)
     launches: Mapping[str, Launch] = field(default_factory=dict)
+    following: Following | None = None
     tls_directory: Path = DEFAULT_DIRECTORY
     tls_loopback: bool = False
     peers: PeerRules = field(default_factory=PeerRules)
     metrics_listen: Address | Path | None = None
+
+    def launch_for(self, guest: str, names: Sequence[str]) -> Launch | None:
+        """How the QEMU of *guest* is started when it comes from the holder of a certificate with
+        these *names* (none: it comes without); None: it is not."""
+        if guest in self.launches:
+            return self.launches[guest]
+        return self.following.launch_of(guest, names) if self.following is not None else None
 
     @property
     def encryption(self) -> Encryption:
@@ -117,7 +131,10 @@ class _Reader:
         self._source = source
 
     def read(self, values: Mapping[str, Any]) -> Config:
-        known = ("daemon", "tls", "peers", "defaults", "guests", "metrics")
+        known = (
+            *("daemon", "tls", "peers", "defaults", "guests", "metrics"),
+            "launch-from-source",
+        )
         self._check_keys((), values, known)
         daemon = self._table((), values, "daemon")
         self._check_keys(("daemon",), daemon, _DAEMON_KEYS)
@@ -139,6 +156,7 @@ class _Reader:
             defaults=self._defaults(self._table((), values, "defaults")),
             guests=self._guests(guests),
             launches=self._launches(guests),
+            following=self._following(self._table((), values, "launch-from-source")),
             tls_directory=self._absolute(
                 ("tls", "directory"), tls.get("directory", str(base.tls_directory))
             ),
@@ -288,6 +306,13 @@ class _Reader:
             if launch is not None:
                 launches[name] = launch
         return launches
+
+    def _following(self, values: Mapping[str, Any]) -> Following | None:
+        table = ("launch-from-source",)
+        self._check_keys(table, values, FOLLOW_KEYS)
+        return read_following(
+            values, lambda key, what, advice: self._error((*table, key), what, advice)
+        )
 
     def _peers(self, values: Mapping[str, Any]) -> PeerRules:
         rules = []

@@ -30,6 +30,8 @@ TABLES: Final = {
     "peers.NAME": "What the agent whose certificate has that name may do. Without any such table,"
     " whoever has a certificate of the authority may send and receive any guest.",
     "defaults": "Parameters of migrations that do not say otherwise.",
+    "launch-from-source": "Start the QEMUs of guests that have no launch by the source's command"
+    " line, where it holds only what is known to be safe (docs/launching.md). Never without it.",
     "guests.NAME": "One table for each guest of this host, by its name to peers and operators.",
 }
 
@@ -129,6 +131,45 @@ KEYS: Final = (
         f"where GET /metrics is answered, on TCP (port {METRICS_PORT} unless given) or on a UNIX"
         " socket",
         True,
+    ),
+    KeyDoc(
+        "launch-from-source",
+        "program",
+        "a path",
+        "",
+        "the QEMU to start; never the one that the source names",
+    ),
+    KeyDoc(
+        "launch-from-source",
+        "peers",
+        'a list, as ["host-a.example"]',
+        "",
+        "certificates whose agents' command lines are followed",
+    ),
+    KeyDoc("launch-from-source", "guests", 'a list, as ["web*"]', '["*"]', "guests to do so for"),
+    KeyDoc(
+        "launch-from-source",
+        "paths",
+        "a list of patterns",
+        "",
+        "what the command line may name, as in"
+        ' ["/dev/shm/{name}", "/images/{name}/*", "/run/qemu/{name}.qmp"]; {name} is the guest,'
+        " * does not stand for /",
+    ),
+    KeyDoc(
+        "launch-from-source",
+        "interfaces",
+        "a list of patterns",
+        "[]",
+        'tap interfaces that it may name, as in ["{name}-*"]',
+    ),
+    KeyDoc("launch-from-source", "user", "a user's name", "", "whom such QEMUs run as"),
+    KeyDoc(
+        "launch-from-source",
+        "cgroup",
+        "a cgroup's name",
+        "",
+        'as launch-cgroup, with {name} for the guest, as in "/machine.slice/{name}"',
     ),
     KeyDoc(
         "guests.NAME",

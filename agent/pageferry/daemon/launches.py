@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pageferry.model.launch import Launch
 from pageferry.policy.command_line import complaint_about_launch
+from pageferry.policy.followed_command import NAME_PLACE
+from pageferry.policy.peers import any_matches
 
 LAUNCH_KEYS: Final = ("launch", "launch-user", "launch-cgroup")
+
+FOLLOW_KEYS: Final = ("program", "peers", "guests", "paths", "interfaces", "user", "cgroup")
 
 Complain = Callable[[str, str, str], Exception]
 """Makes the error for a key: its name, what is wrong, what would be right."""
@@ -36,6 +41,54 @@ def read_launch(entry: Mapping[str, Any], qmp: str, complain: Complain) -> Launc
     uid, gid, groups = read_user(entry, "launch-user", complain)
     cgroup = read_cgroup(entry, "launch-cgroup", complain)
     return Launch(tuple(command), uid, gid, groups, cgroup)
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """[launch-from-source]: whose command lines are followed, of which guests, and how far.
+
+    ``cgroup`` may have ``{name}`` in it.
+    """
+
+    peers: tuple[str, ...]
+    guests: tuple[str, ...]
+    launch: Launch
+
+    def launch_of(self, guest: str, names: Sequence[str]) -> Launch | None:
+        """How *guest* is started when the holder of a certificate with these *names* sends it; None
+        where its command line is not followed. No certificate has no names."""
+        if not any_matches(names, self.peers) or not any_matches([guest], self.guests, fold=False):
+            return None
+        return replace(self.launch, cgroup=self.launch.cgroup.replace(NAME_PLACE, guest))
+
+
+def read_following(entry: Mapping[str, Any], complain: Complain) -> Following | None:
+    """The table; None where it is empty. Raises what *complain* makes."""
+    if not entry:
+        return None
+    for key in ("program", "peers", "paths"):
+        if key not in entry:
+            raise complain(key, "is missing", "nothing is followed without it")
+    lists = {}
+    for key, default in (("peers", []), ("guests", ["*"]), ("paths", []), ("interfaces", [])):
+        value = entry.get(key, default)
+        if not isinstance(value, list) or not all(map(_is_argument, value)):
+            raise complain(key, f"{value!r} is no list of words", 'write as in ["web*"]')
+        lists[key] = tuple(value)
+    for path in (entry["program"], *lists["paths"]):
+        if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
+            key = "program" if path is entry["program"] else "paths"
+            raise complain(key, f"{path!r} is no absolute path", "write a path from / on")
+    uid, gid, groups = read_user(entry, "user", complain)
+    if uid is None:
+        raise complain(
+            "user", "is missing", "name the user that such QEMUs run as, with no rights but theirs"
+        )
+    cgroup = read_cgroup(entry, "cgroup", complain)
+    launch = Launch(
+        (entry["program"],), uid, gid, groups, cgroup, True, lists["paths"], lists["interfaces"]
+    )
+    return Following(lists["peers"], lists["guests"], launch)
 
 
 def read_user(

@@ -187,7 +187,8 @@ class Supervisor:
         )
         if caller.certificate is not None:
             migration.fingerprint = caller.certificate.fingerprint
-        launch = self.config.launches.get(guest.name)
+        names = caller.certificate.names if caller.certificate is not None else ()
+        launch = self.config.launch_for(guest.name, names)
         job = {
             **self._job(migration),
             "hello": {

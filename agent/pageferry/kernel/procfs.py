@@ -87,6 +87,18 @@ def command_name(pid: int) -> str:
         return comm.read().rstrip("\n")
 
 
+def command_line(pid: int) -> tuple[str, ...]:
+    """The words that process *pid* was started with; none when it is gone. Bytes that are no UTF-8
+    come out as replacement characters."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            data = file.read()
+    except OSError:
+        return ()
+    words = data.removesuffix(b"\0").split(b"\0")
+    return tuple(word.decode(errors="replace") for word in words) if data else ()
+
+
 def open_ram_file(pid: int, entry: MapEntry, writable: bool) -> int:
     """Open the file behind the mapping *entry* of process *pid*; a new descriptor.
 

@@ -20,6 +20,7 @@ from pageferry.kernel.residency import choose_reader
 from pageferry.migration.acceptance import refuse_mismatch
 from pageferry.migration.arrival import GOODBYE_S
 from pageferry.migration.cancellation import Cancellation
+from pageferry.migration.following import completed_launch
 from pageferry.migration.guest_ram import CarriedBlock, guest_ram, refuse, refuse_other_users
 from pageferry.migration.inflow import Inflow
 from pageferry.migration.job import DestinationJob
@@ -141,10 +142,16 @@ class DestinationMigration:
     async def _receive(self, journal: Journal, peer: Peer) -> None:
         try:
             version = self.job.version()
-            await peer.send(HelloReply(version=version, agent=f"pageferry {__version__}"))
-            described = await peer.expect(Describe)
             job = self.job
-            async with waiting_qemu(job.launch, job.qmp, job.guest, job.state_dir) as qemu:
+            follows = job.launch is not None and job.launch.follows_source
+            await peer.send(
+                HelloReply(
+                    version=version, agent=f"pageferry {__version__}", wants_command_line=follows
+                )
+            )
+            described = await peer.expect(Describe)
+            launch = completed_launch(job.launch, described.command_line, job.guest, job.qmp)
+            async with waiting_qemu(launch, job.qmp, job.guest, job.state_dir) as qemu:
                 await self._receive_into(qemu, journal, peer, described)
         except Exception as error:
             reason = explained(error)

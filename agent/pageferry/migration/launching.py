@@ -112,7 +112,7 @@ async def waiting_qemu(
     """
     launching = Launching(qmp, state_dir / "qemu" / f"{guest.replace('/', '_')}.log")
     try:
-        if launch is not None and not _listens(qmp):
+        if launch is not None and not listens(qmp):
             await launching.start(launch, guest)
         yield launching
     except BaseException:
@@ -259,7 +259,7 @@ class Launching:
                 self._cgroup_before.join(os.getpid())
 
 
-def _listens(qmp: str) -> bool:
+def listens(qmp: str) -> bool:
     """Whether somebody listens at the socket *qmp*. Raises OSError when it cannot be asked."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
         sock.setblocking(False)
@@ -299,7 +299,7 @@ async def _answerer(qmp: str) -> int | None:
 
 def _remove_socket(path: str) -> None:
     with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode) and not _listens(path):
+        if stat.S_ISSOCK(os.lstat(path).st_mode) and not listens(path):
             os.unlink(path)
 
 

@@ -22,7 +22,7 @@ from pageferry.net.connecting import Route, find_route, open_control, open_data
 from pageferry.net.control import ControlStream
 from pageferry.net.encryption import Encryption
 from pageferry.qemu.look import GuestView
-from pageferry.wire.limits import PACKED_SINCE_VERSION
+from pageferry.wire.limits import MAX_PROSE_CHARS, MAX_WORDS, PACKED_SINCE_VERSION
 from pageferry.wire.messages import (
     Attach,
     Describe,
@@ -33,6 +33,9 @@ from pageferry.wire.messages import (
     Ready,
     Started,
 )
+
+MAX_COMMAND_CHARS = 32768
+"""Of a command line that is told: a quarter of what a message's meta may be, at most."""
 
 ANSWER_TIMEOUT_S = 60.0
 """The destination looks at its QEMU, searches /proc for other mappers and clears the RAM file."""
@@ -54,15 +57,19 @@ async def connect(route: Route, job: SourceJob) -> ControlStream:
 
 
 async def negotiate(
-    peer: Peer, job: SourceJob, view: GuestView, blocks: Sequence[CarriedBlock]
+    peer: Peer,
+    job: SourceJob,
+    view: GuestView,
+    blocks: Sequence[CarriedBlock],
+    command_line: tuple[str, ...],
 ) -> Ready:
     """Offer the guest, after Hello. Returns what the destination needs to see on the data
-    connections.
+    connections. *command_line* is its QEMU's, for a destination that asks for it.
 
     Raises RefusedError when the destination does not take it or does not answer.
     """
     with trio.move_on_after(ANSWER_TIMEOUT_S):
-        await _answer(peer, job, HelloReply)
+        reply = await _answer(peer, job, HelloReply)
         await peer.send(
             Describe(
                 machine=view.machine_type,
@@ -73,6 +80,7 @@ async def negotiate(
                 guest_running=view.status == "running",
                 channels=job.parameters.channels,
                 verify=job.parameters.verify,
+                command_line=_tellable(command_line) if reply.wants_command_line else (),
             )
         )
         return await _answer(peer, job, Ready)
@@ -143,6 +151,13 @@ async def _answer(peer: Peer, job: SourceJob, kind: type[M]) -> M:
             f"the destination did not agree to take the guest: {error.message}",
             advice=error.advice,
         ) from error
+
+
+def _tellable(words: tuple[str, ...]) -> tuple[str, ...]:
+    """The words, or none where a message cannot hold them: the destination then does without."""
+    whole = len(words) <= MAX_WORDS and sum(map(len, words)) <= MAX_COMMAND_CHARS
+    fits = whole and all(word.isprintable() and len(word) <= MAX_PROSE_CHARS for word in words)
+    return words if fits else ()
 
 
 def _close(channels: Sequence[Channel]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import trio
 
 from pageferry.kernel.identity import ProcessIdentity
+from pageferry.kernel.procfs import command_line
 from pageferry.kernel.residency import ResidencyReader, choose_reader
 from pageferry.migration.cancellation import Cancellation
 from pageferry.migration.carry import Carry
@@ -247,7 +248,9 @@ class Departure:
                 limit.deadline = _deadline(began, parameters)
 
             self.tuning.on_change(move_deadline)
-            ready = await negotiate(self.peer, self.job, self.view, self.blocks)
+            ready = await negotiate(
+                self.peer, self.job, self.view, self.blocks, command_line(self.monitor.peer_pid)
+            )
             packing = PackingSettings.of(self.tuning.parameters)
             self.tuning.on_change(packing.change)
             channels = await attach_channels(self.peer, self.job, self.route, ready, packing)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -13,6 +13,9 @@ class Launch:
 
     ``uid`` None: as the agent itself. ``cgroup``: its memory cgroup's name under the hierarchy's
     mount point; empty: the agent's own.
+
+    ``follows_source``: the command is but the program, to be completed by the source's command
+    line; ``paths`` and ``interfaces`` say what that may name (`policy.followed_command`).
     """
 
     command: tuple[str, ...]
@@ -20,6 +23,13 @@ class Launch:
     gid: int | None = None
     groups: tuple[int, ...] = ()
     cgroup: str = ""
+    follows_source: bool = False
+    paths: tuple[str, ...] = ()
+    interfaces: tuple[str, ...] = ()
+
+    def completed(self, command: Sequence[str]) -> Launch:
+        """The same with a whole command."""
+        return replace(self, command=tuple(command), follows_source=False)
 
     def to_packet(self) -> dict[str, Any]:
         """For a worker's job."""
@@ -29,6 +39,9 @@ class Launch:
             "gid": self.gid,
             "groups": list(self.groups),
             "cgroup": self.cgroup,
+            "follows-source": self.follows_source,
+            "paths": list(self.paths),
+            "interfaces": list(self.interfaces),
         }
 
     @classmethod
@@ -40,4 +53,7 @@ class Launch:
             gid=packet["gid"],
             groups=tuple(packet["groups"]),
             cgroup=packet["cgroup"],
+            follows_source=packet["follows-source"],
+            paths=tuple(packet["paths"]),
+            interfaces=tuple(packet["interfaces"]),
         )

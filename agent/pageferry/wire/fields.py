@@ -20,6 +20,7 @@ from pageferry.wire.limits import (
     MAX_NAME_BYTES,
     MAX_PAGE_NUMBER,
     MAX_PROSE_CHARS,
+    MAX_WORDS,
 )
 
 
@@ -101,6 +102,23 @@ class Prose:
         if not value.replace("\n", "").isprintable():
             raise FieldError(f"{_shown(value)} holds control characters")
         return value
+
+
+class Words:
+    """A command line's words, possibly none: printable, and few and short enough to look at."""
+
+    def to_wire(self, value: Any) -> object:
+        return list(value)
+
+    def from_wire(self, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or len(value) > MAX_WORDS:
+            raise FieldError(f"{_shown(value)} is no list of at most {MAX_WORDS} words")
+        for word in value:
+            if not isinstance(word, str) or not word.isprintable() or len(word) > MAX_PROSE_CHARS:
+                raise FieldError(
+                    f"{_shown(word)} is no printable word of at most {MAX_PROSE_CHARS} characters"
+                )
+        return tuple(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +268,7 @@ BlockIndex = Annotated[int, Number(MAX_BLOCKS - 1)]
 ChannelIndex = Annotated[int, Number(MAX_CHANNELS - 1)]
 ChannelCount = Annotated[int, Number(MAX_CHANNELS, least=1)]
 NameText = Annotated[str, Name()]
+WordList = Annotated[tuple[str, ...], Words()]
 ProseText = Annotated[str, Prose()]
 MigrationId = Annotated[str, Hex(least_chars=8, most_chars=64)]
 Token = Annotated[bytes, Blob(32)]

@@ -45,6 +45,10 @@ MAX_CHANNELS: Final = 64
 """Data connections of one migration; more than the cores that one guest's migration may take."""
 
 MAX_NAME_BYTES: Final = 255
+
+MAX_WORDS: Final = 1024
+"""Of a command line. libvirt's have some hundred."""
+
 """As long as QEMU lets a RAM block's idstr be."""
 
 MAX_PROSE_CHARS: Final = 4096

@@ -8,10 +8,10 @@ and can be checked before anything is allocated for it::
     0xc6 PPPP         the payload's length P as bin32                          5 bytes
     payload           P bytes, raw
 
-Unknown keys are ignored, so that a version may add some; a missing or ill-typed key is the peer's
-fault. Names on the wire are lower-case with hyphens. Only Pages, Packed and DeviceData have a
-payload. The first two do not hold it: it goes from and to guest memory without passing through
-Python.
+Unknown keys are ignored, so that a version may add some, and one that was added so has a default
+for peers that do not send it; any other missing key, or an ill-typed one, is the peer's fault.
+Names on the wire are lower-case with hyphens. Only Pages, Packed and DeviceData have a payload. The
+first two do not hold it: it goes from and to guest memory without passing through Python.
 """
 
 from __future__ import annotations
@@ -130,6 +130,14 @@ def _fields_of(message_type: type[Message]) -> tuple[tuple[str, str, fields.Kind
 
 
 _FIELDS: Final = {message_type: _fields_of(message_type) for message_type in MESSAGE_TYPES}
+_OPTIONAL: Final = {
+    message_type: frozenset(
+        field.name
+        for field in dataclasses.fields(message_type)
+        if field.default is not dataclasses.MISSING
+    )
+    for message_type in MESSAGE_TYPES
+}
 _TYPES: Final = {message_type.name: message_type for message_type in MESSAGE_TYPES}
 
 _HEAD = struct.Struct(">BBI")
@@ -228,6 +236,8 @@ def _build(message_type: type[Message], values: dict[str, object]) -> Message:
     arguments: dict[str, Any] = {"payload": b""} if message_type is DeviceData else {}
     for attribute, key, kind in _FIELDS[message_type]:
         if key not in values:
+            if attribute in _OPTIONAL[message_type]:
+                continue
             raise RemoteProtocolError(f"the peer sent {message_type.name} without {key}")
         try:
             arguments[attribute] = kind.from_wire(values[key])

@@ -46,15 +46,22 @@ class Hello(Message):
 
 @dataclass(frozen=True)
 class HelloReply(Message):
-    """D: the version that both speak from here on."""
+    """D: the version that both speak from here on.
+
+    ``wants_command_line``: it would start its QEMU by the source's, if that fits its own rules.
+    """
 
     version: fields.Version
     agent: fields.NameText
+    wants_command_line: fields.Bool = False
 
 
 @dataclass(frozen=True)
 class Describe(Message):
-    """S: the guest. ``blocks`` are (name, length in bytes); frames number them in this order."""
+    """S: the guest. ``blocks`` are (name, length in bytes); frames number them in this order.
+
+    ``command_line``: its QEMU's, where D wants it and it is known; else empty.
+    """
 
     machine: fields.NameText
     qemu_version: fields.NameText
@@ -62,6 +69,7 @@ class Describe(Message):
     guest_running: fields.Bool
     channels: fields.ChannelCount
     verify: fields.Bool
+    command_line: fields.WordList = ()
 
 
 @dataclass(frozen=True)
