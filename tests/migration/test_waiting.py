@@ -35,7 +35,10 @@ def guest(qemu_binary: QemuBinary) -> Iterator[FreestandingGuest]:
 def daemons(guest: FreestandingGuest) -> Iterator[tuple[LabDaemon, LabDaemon]]:
     """The destination's workers stop themselves once QEMU has loaded its devices."""
     assert guest.destination is not None
-    faults = {"PAGEFERRY_FAULTS": "journal-recorded-loaded=stop"}
+    faults = {
+        "PAGEFERRY_FAULTS": "journal-recorded-loaded=stop",
+        "PAGEFERRY_ENABLE_SABOTAGE": "guests-may-be-lost",
+    }
     with (
         run_daemon("here", guest.folder / "a", {GUEST_NAME: guest.source.qmp_path}) as here,
         run_daemon(
