@@ -15,7 +15,8 @@ from pageferry.control.jsonstream import JsonSplitter, TooLongError, parse_objec
 from pageferry.daemon.config import ConfigError, parse_config
 from pageferry.kernel.pageset import Runs
 from pageferry.migration.journal import JournalError, _state
-from pageferry.migration.leftover import DestinationLeftover, SourceLeftover, UnfitNotesError
+from pageferry.migration.journalled import UnfitNotesError
+from pageferry.migration.leftover import DestinationLeftover, SourceLeftover
 from pageferry.model.errors import LocalProtocolError, RemoteProtocolError
 from pageferry.net.encryption import Encryption
 from pageferry.wire import messages as m

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,73 +15,12 @@ from pageferry.migration.journal import read_journal
 from pageferry.model.phase import DestinationPhase, SourcePhase
 from tests.recovery.bench import (
     ID,
-    Daemon,
-    Qemu,
-    daemon,
     eventually,
     held,
     phase_in,
     qemu,
-    write_journal,
 )
-from tests.support import need
-
-
-@dataclass(slots=True)
-class Hosts:
-    """Two hosts with a daemon each, that are not started, and a QEMU each."""
-
-    source: Daemon
-    destination: Daemon
-    source_qemu: Qemu
-    destination_qemu: Qemu
-
-    def source_journal(self, phase: SourcePhase, **notes: Any) -> Path:
-        return write_journal(
-            self.source.state_dir,
-            "source",
-            phase,
-            self.source_qemu,
-            host="127.0.0.1",
-            port=self.destination.port,
-            **{"was-running": True, **notes},
-        )
-
-    def destination_journal(self, phase: DestinationPhase, **notes: Any) -> Path:
-        return write_journal(
-            self.destination.state_dir,
-            "destination",
-            phase,
-            self.destination_qemu,
-            **{"guest-running": True, **notes},
-        )
-
-
-@pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[Hosts]:
-    need(shutil.which("qemu-system-x86_64") is not None, "needs qemu-system-x86_64")
-    with ExitStack() as stack:
-        source = stack.enter_context(daemon(tmp_path / "a"))
-        destination = stack.enter_context(daemon(tmp_path / "b"))
-        for each in (source, destination):
-            each.folder.mkdir()
-        yield Hosts(
-            source,
-            destination,
-            stack.enter_context(qemu(tmp_path / "a" / "qmp")),
-            stack.enter_context(qemu(tmp_path / "b" / "qmp")),
-        )
-
-
-def until(path: Path, phase: str) -> None:
-    eventually(lambda: phase_in(path) == phase, f"{path.name} says {phase}")
-
-
-def handed_over(hosts: Hosts) -> None:
-    """The source's QEMU as it is when the commit has been said."""
-    hosts.source_qemu.ask("cont")
-    hosts.source_qemu.migrate_away(pause_before_switchover=False)
-    assert hosts.source_qemu.status == "postmigrate"
+from tests.recovery.hosts import Hosts, handed_over, until
 
 
 def test_both_daemons_killed_before_the_commit_arrived(hosts: Hosts) -> None:

@@ -19,6 +19,7 @@ from pageferry.daemon.config import Config
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.main import run_daemon
 from pageferry.daemon.supervisor import Supervisor
+from pageferry.model.gone import DestinationGone
 from pageferry.model.verdict import Check, Verdict
 from pageferry.net.address import Address
 
@@ -31,25 +32,32 @@ class FakeHooks:
 
     settled: list[str] = field(default_factory=list)
     planned: list[str] = field(default_factory=list)
+    words: list[DestinationGone | None] = field(default_factory=list)
+    asked_guest: str = "web"
     answer: list[dict[str, Any]] = field(default_factory=list)
     estimated: list[dict[str, Any]] = field(default_factory=list)
     converges: bool = True
     verdict: Verdict = Verdict.OK
     looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
-    async def settle(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
+    async def settle(
+        self, _state_dir: Path, migration_id: str, word: DestinationGone | None = None
+    ) -> list[dict[str, Any]]:
+        self.words.append(word)
         self.settled.append(migration_id)
         return [{"migration-id": migration_id, **each} for each in self.answer]
 
-    async def plan(self, _state_dir: Path, migration_id: str) -> list[dict[str, Any]]:
+    async def plan(
+        self, _state_dir: Path, migration_id: str, word: DestinationGone | None = None
+    ) -> list[dict[str, Any]]:
         self.planned.append(migration_id)
         return [
             {"migration-id": migration_id, **each, "settled": False, "plan": "what follows"}
             for each in self.answer
         ]
 
-    def journalled_phase(self, _state_dir: Path, migration_id: str) -> tuple[str, str]:
-        return "aborted", f"asked for {migration_id}"
+    def journalled_phase(self, _state_dir: Path, migration_id: str) -> tuple[str, str, str]:
+        return "aborted", f"asked for {migration_id}", self.asked_guest
 
     async def residency(self, qmp: Path, cells: int | None) -> dict[str, Any]:
         self.looked_at.append((qmp, cells))

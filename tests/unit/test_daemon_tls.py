@@ -16,6 +16,8 @@ import trio
 
 import pageferry.daemon.listener as listener_module
 from pageferry.certificates.files import Side
+from pageferry.migration.journalled import Receivers
+from pageferry.migration.negotiation import query_destination
 from pageferry.model.errors import PeerLostError, RefusedError, RemoteProtocolError
 from pageferry.net.address import Address
 from pageferry.net.caller import Caller, meet_caller
@@ -394,3 +396,55 @@ def test_second_session_with_another_certificate_is_refused(pki: Pki) -> None:
     second.check(own)
     with pytest.raises(RemoteProtocolError, match="another certificate"):
         second.check(other)
+
+
+async def _asked(bench: DaemonBench, pki: Pki, host: str) -> m.Message:
+    control = await open_control(route_to(bench, pki, host), m.Query(MIGRATION))
+    with trio.fail_after(4):
+        answer = await control.receive()
+    await control.aclose()
+    return answer
+
+
+async def test_who_may_ask_what_became_of_a_migration(tmp_path: Path, pki: Pki) -> None:
+    """Whoever may send the guest here, and without a journal whoever may send any."""
+    rules = PeerRules(
+        (PeerRule("host-a.example", may_send=("web*",)), PeerRule("host-c.*", may_receive=("web",)))
+    )
+    for known_guest, host, phase in (
+        ("web", "host-a.example", "aborted"),
+        ("mail", "host-a.example", "not-allowed"),
+        ("web", "host-c.example", "not-allowed"),
+        ("", "host-a.example", "aborted"),
+        ("", "host-c.example", "not-allowed"),
+    ):
+        folder = tmp_path / f"{known_guest}-{host}"
+        folder.mkdir()
+        async with daemon_with_tls(folder, pki, peers=rules) as bench:
+            bench.hooks.asked_guest = known_guest
+            answer = await _asked(bench, pki, host)
+            assert isinstance(answer, m.QueryReply)
+            assert answer.phase == phase
+
+
+async def test_without_rules_whoever_has_a_certificate_may_ask(tmp_path: Path, pki: Pki) -> None:
+    async with daemon_with_tls(tmp_path, pki) as bench:
+        answer = await _asked(bench, pki, "host-c.example")
+        assert isinstance(answer, m.QueryReply)
+        assert answer.phase == "aborted"
+
+
+async def test_the_word_of_an_agent_that_may_not_receive_the_guest_does_not_count(
+    tmp_path: Path, pki: Pki
+) -> None:
+    async with daemon_with_tls(tmp_path, pki) as bench:
+        encryption = Encryption(pki.folder / "host-a.example", loopback=True)
+        port = bench.config.listen.port
+
+        async def asked(*patterns: str) -> str:
+            check = Receivers(patterns).check
+            return await query_destination("127.0.0.1", port, MIGRATION, encryption, check)
+
+        assert await asked("host-c.*", "host-b.example") == "aborted"
+        with pytest.raises(RefusedError, match="may not receive this guest"):
+            await asked("host-c.*")

@@ -11,7 +11,7 @@ import trio
 
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.output import print_json
-from pageferry.control.client import open_client
+from pageferry.control.client import ControlClient, open_client
 
 SUMMARY = "settle migrations that a crash left open"
 
@@ -20,14 +20,23 @@ Settles the migration with that ID, or all that were left open on this host, by 
 both hosts say. First it shows what it found and what follows; on a terminal it then asks. A guest
 is resumed here only when the other host provably does not run it and never will. May be run again
 at any time, on either host; the daemon itself tries again all the time. Exit status 5 when one is
-still open."""
+still open.
+
+--destination-is-gone is for a destination that never comes back, of which nobody can be asked any
+more: the guest, which waits on this host, paused, is taken back by your word alone. The
+destination's host must be switched off or fenced for good, and its QEMU with it: cut off from the
+network is not enough, for the guest would run twice and destroy its disks. On a terminal you type
+the guest's name to confirm it; a script says --yes-the-destination-is-fenced. Who said so, and
+when, is written to the journal first. It is refused while an agent there answers."""
 
 Told = Sequence[dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
-    parser.add_argument("migration_id", metavar="ID", nargs="?", help="only this migration")
+    parser.add_argument(
+        "migration_id", metavar="ID", nargs="?", help="only this migration, or that of this guest"
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="only look, and say what would be done"
     )
@@ -36,11 +45,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help="an array of objects; asks nothing, does it at once"
     )
 
+    parser.add_argument(
+        "--destination-is-gone",
+        action="store_true",
+        help="take the guest back by your word that its destination is gone for good",
+    )
+    parser.add_argument(
+        "--yes-the-destination-is-fenced",
+        dest="is_fenced",
+        action="store_true",
+        help="your word, where there is no terminal to give it at",
+    )
+    parser.add_argument(
+        "--leave-paused",
+        action="store_true",
+        help="with --destination-is-gone: the guest does not run here yet",
+    )
+
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
     """Do it. Raises CommandError and DaemonUnreachableError."""
-    wanted = {"migration-id": arguments.migration_id}
+    if arguments.destination_is_gone and arguments.migration_id is None:
+        print(
+            "recover: --destination-is-gone needs the migration's ID, or its guest", file=sys.stderr
+        )
+        return ExitCode.USAGE
     async with open_client(arguments.socket) as client:
+        wanted = {"migration-id": await _migration_of(client, arguments.migration_id)}
+        if arguments.destination_is_gone:
+            return await _reclaim(client, wanted, arguments)
         if arguments.json:
             told = await client.execute("migrate-recover", {**wanted, "dry-run": arguments.dry_run})
             print_json(told)
@@ -55,6 +88,57 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
         told = await client.execute("migrate-recover", wanted)
     _print_done(told)
     return _exit_code(told)
+
+
+async def _migration_of(client: ControlClient, reference: str | None) -> str | None:
+    """The open migration of the guest of that name; any other reference is taken for an ID."""
+    if reference is None:
+        return None
+    told = await client.execute("migrate-recover", {"migration-id": None, "dry-run": True})
+    found = [each["migration-id"] for each in told if each.get("guest") == reference]
+    return found[0] if len(found) == 1 else reference
+
+
+async def _reclaim(
+    client: ControlClient, wanted: dict[str, Any], arguments: argparse.Namespace
+) -> ExitCode:
+    """Take a guest back whose destination is gone."""
+    plan = await client.execute("migrate-recover", {**wanted, "dry-run": True})
+    source = next((each for each in plan if each.get("role") == "source"), None)
+    guest = (source or {}).get("guest", "")
+    word = {"destination-is-gone": guest}
+    if arguments.leave_paused:
+        word["leave-paused"] = True
+    plan = await client.execute("migrate-recover", {**wanted, **word, "dry-run": True})
+    if not arguments.json:
+        _print_plan(plan)
+    if arguments.dry_run or not any(each.get("plan") for each in plan):
+        if arguments.json:
+            print_json(plan)
+        return _exit_code(plan)
+    if not (arguments.is_fenced or await _word_given(guest)):
+        print("nothing was done", file=sys.stderr)
+        return ExitCode.REFUSED
+    told = await client.execute("migrate-recover", {**wanted, **word})
+    if arguments.json:
+        print_json(told)
+    else:
+        _print_done(told)
+    return _exit_code(told)
+
+
+async def _word_given(guest: str) -> bool:
+    """Whether whoever sits at the terminal types the guest's name. A script has to say it by its
+    option."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print(
+            "recover: without a terminal say --yes-the-destination-is-fenced, if that is true",
+            file=sys.stderr,
+        )
+        return False
+    question = f"if the destination is switched off or fenced for good, type {guest}: "
+    answer = await trio.to_thread.run_sync(input, question, abandon_on_cancel=True)
+    return answer.strip() == guest
 
 
 def _print_plan(told: Told) -> None:

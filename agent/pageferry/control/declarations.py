@@ -89,6 +89,20 @@ MIGRATE_RECOVER: Final = Declaration(
     (
         _ID_OR_ANY,
         Member("dry-run", BOOL, "only look, and say what would be done", optional=True),
+        Member(
+            "destination-is-gone",
+            STR,
+            "the guest's name, which confirms that the destination's host is switched off or fenced"
+            " for good: take the guest back without its answer. If that is not true the guest may"
+            " run twice",
+            optional=True,
+        ),
+        Member(
+            "leave-paused",
+            BOOL,
+            "with destination-is-gone: do not let it run yet",
+            optional=True,
+        ),
     ),
     Array(types.SETTLEMENT),
 )

@@ -30,6 +30,15 @@ def check_sender(rules: PeerRules, certificate: CertificateInfo | None, guest: G
     )
 
 
+def may_ask(rules: PeerRules, certificate: CertificateInfo | None, guest: str) -> bool:
+    """Whether the holder of *certificate* (None: a connection without TLS) may be told what became
+    of a migration of *guest*: it may send that guest here. The name is empty where there is no
+    journal, of which whoever may send nothing at all is not told either.
+    """
+    names = certificate.names if certificate is not None else ()
+    return rules.may_send(names, guest) if guest else rules.may_send_any(names)
+
+
 def check_same_certificate(migration: Migration, certificate: CertificateInfo | None) -> None:
     """Raise RefusedError when *certificate* is not the one that *migration* was begun with."""
     if migration.fingerprint != (certificate.fingerprint if certificate else ""):

@@ -14,8 +14,10 @@ from pageferry.daemon.doctor import examine
 from pageferry.daemon.guests import Guest
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
+from pageferry.daemon.settling import open_journals
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.migration.journal import JournalError
+from pageferry.model.gone import DestinationGone
 from pageferry.model.parameters import KEYS
 from pageferry.net.address import Address, parse_address
 
@@ -148,13 +150,37 @@ class Commands:
             return self._chosen_or_error(arguments, peer).parameters.to_dict()
         return self._supervisor.defaults.to_dict()
 
-    async def _recover(self, arguments: Arguments, _peer: Peer) -> Any:
+    async def _recover(self, arguments: Arguments, peer: Peer) -> Any:
+        migration_id = arguments.get("migration-id")
+        word = self._word(migration_id, arguments, peer)
         try:
             return await self._supervisor.recover(
-                arguments.get("migration-id"), only_plan=arguments.get("dry-run", False)
+                migration_id, only_plan=arguments.get("dry-run", False), word=word
             )
         except JournalError as error:
             raise CommandError(str(error)) from error
+
+    def _word(
+        self, migration_id: str | None, arguments: Arguments, peer: Peer
+    ) -> DestinationGone | None:
+        """The operator's word that the destination is gone, given with the guest's name."""
+        name = arguments.get("destination-is-gone")
+        if name is None:
+            if "leave-paused" in arguments:
+                raise CommandError("Parameter 'leave-paused' needs 'destination-is-gone'")
+            return None
+        if migration_id is None:
+            raise CommandError("Parameter 'destination-is-gone' needs 'migration-id'")
+        found = open_journals(self._config.state_directory, migration_id)
+        journal = next((each for each in found if each.role == "source"), None)
+        if journal is None:
+            raise CommandError(f"this host has no open journal of a source of {migration_id[:64]}")
+        if name != journal.guest:
+            raise CommandError(
+                f"Parameter 'destination-is-gone' expects the name of the migration's guest,"
+                f" {journal.guest!r}"
+            )
+        return DestinationGone(peer.uid, peer.pid, not arguments.get("leave-paused", False))
 
     async def _residency(self, arguments: Arguments, peer: Peer) -> Arguments:
         cells = arguments.get("cells")

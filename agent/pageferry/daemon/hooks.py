@@ -15,6 +15,7 @@ from typing import Any
 
 from pageferry.daemon.config import Config
 from pageferry.daemon.estimating import run_estimation
+from pageferry.model.gone import DestinationGone
 from pageferry.model.verdict import Check
 from pageferry.net.encryption import Encryption
 
@@ -27,19 +28,22 @@ async def _settle(
     encryption: Encryption = _DEFAULT_ENCRYPTION,
     *,
     only_plan: bool = False,
+    word: DestinationGone | None = None,
 ) -> list[dict[str, Any]]:
     recovery = importlib.import_module("pageferry.migration.recovery")
-    found = await recovery.settle(state_dir, migration_id, encryption, only_plan=only_plan)
+    found = await recovery.settle(
+        state_dir, migration_id, encryption, only_plan=only_plan, word=word
+    )
     return [each.as_dict() for each in found]
 
 
 _plan = partial(_settle, only_plan=True)
 
 
-def _journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
+def _journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str, str]:
     recovery = importlib.import_module("pageferry.migration.recovery")
-    phase, detail = recovery.journalled_phase(state_dir, migration_id)
-    return str(phase), str(detail)
+    phase, detail, guest = recovery.journalled_phase(state_dir, migration_id)
+    return str(phase), str(detail), str(guest)
 
 
 async def _residency(qmp: Path, cells: int | None) -> dict[str, Any]:
@@ -73,16 +77,17 @@ class Hooks:
     ``settle``: bring what dead workers of one migration left behind to an end; a map for each
     journal that it has on this host (``role``, ``phase``, ``settled``, ``message``, and what was
     ``found`` and the ``plan`` that followed). ``plan``: the same, without doing anything.
-    ``journalled_phase``: the destination's phase of a migration and a word on it.
+    ``journalled_phase``: the destination's phase of a migration, a word on it, the guest's name.
+    `settle` and `plan` take an operator's word that the destination is gone as ``word``.
     """
 
-    settle: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _settle
-    journalled_phase: Callable[[Path, str], tuple[str, str]] = _journalled_phase
+    settle: Callable[..., Awaitable[list[dict[str, Any]]]] = _settle
+    journalled_phase: Callable[[Path, str], tuple[str, str, str]] = _journalled_phase
     residency: Callable[[Path, int | None], Awaitable[dict[str, Any]]] = _residency
     check_host: Callable[[], Awaitable[list[Check]]] = _check_host
     check_guest: Callable[[str, Path], Awaitable[list[Check]]] = _check_guest
     check_tls: Callable[[Config], list[Check]] = _check_tls
-    plan: Callable[[Path, str], Awaitable[list[dict[str, Any]]]] = _plan
+    plan: Callable[..., Awaitable[list[dict[str, Any]]]] = _plan
     estimate: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] = run_estimation
 
 

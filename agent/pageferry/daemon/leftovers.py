@@ -25,6 +25,7 @@ from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.settling import OpenJournal, living_worker, open_journals
 from pageferry.migration.journal import JournalError
 from pageferry.model.errors import PageferryError
+from pageferry.model.gone import DestinationGone
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +109,15 @@ class Leftovers:
             with trio.move_on_at(due_s):
                 await self._woken.wait()
 
-    async def settle(self, migration_id: str | None, *, only_plan: bool = False) -> list[Outcome]:
-        """Settle one migration, or all that are open, now; or only say what that would do.
+    async def settle(
+        self,
+        migration_id: str | None,
+        *,
+        only_plan: bool = False,
+        word: DestinationGone | None = None,
+    ) -> list[Outcome]:
+        """Settle one migration, or all that are open, now; or only say what that would do. *word*:
+        an operator's that the one migration's destination is gone for good.
 
         Raises JournalError on an ID that is none.
         """
@@ -121,7 +129,7 @@ class Leftovers:
         told = []
         async with self._lock:
             for each in wanted:
-                told += await self._outcomes(each, only_plan=only_plan)
+                told += await self._outcomes(each, only_plan=only_plan, word=word)
         return told
 
     async def _try(self, migration_id: str) -> None:
@@ -150,7 +158,9 @@ class Leftovers:
         attempt.due_s = trio.current_time() + attempt.delay_s
         attempt.delay_s = next_delay_s(attempt.delay_s)
 
-    async def _outcomes(self, migration_id: str, *, only_plan: bool = False) -> list[Outcome]:
+    async def _outcomes(
+        self, migration_id: str, *, only_plan: bool = False, word: DestinationGone | None = None
+    ) -> list[Outcome]:
         pid = living_worker(self.state_dir, migration_id)
         if pid is not None:
             return [
@@ -162,8 +172,15 @@ class Leftovers:
                 }
             ]
         if only_plan:
-            return await self.hooks.plan(self.state_dir, migration_id)
-        outcomes = await self.hooks.settle(self.state_dir, migration_id)
+            return await self.hooks.plan(self.state_dir, migration_id, word=word)
+        if word is not None:
+            log.warning(
+                "%s: uid %d (pid %d) says that the destination is gone for good",
+                migration_id,
+                word.uid,
+                word.pid,
+            )
+        outcomes = await self.hooks.settle(self.state_dir, migration_id, word=word)
         for each in outcomes:
             if each.get("settled") and each.get("plan"):
                 log.warning("%s: settled: %s", migration_id, each.get("message"))

@@ -16,6 +16,7 @@ from typing import Final
 import trio
 
 from pageferry.certificates.files import Side
+from pageferry.daemon.admission import may_ask
 from pageferry.daemon.config import Config
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.supervisor import Supervisor
@@ -38,6 +39,9 @@ ANSWER_S: Final = 5.0
 
 MAX_STRANGERS: Final = 64
 """Connections whose first message is still to come, each with a TLS session of some 100 KiB."""
+
+NOT_ALLOWED: Final = "not-allowed"
+"""The phase that a source hears that may not ask; to it that settles nothing."""
 
 MAX_QUERIES: Final = 16
 """Connections that ask what became of a migration, at once."""
@@ -159,9 +163,19 @@ class Listener:
         self._queries += 1
         log.info("%s: %s asks what became of it", query.migration_id, caller.peer)
         try:
-            phase, detail = await trio.to_thread.run_sync(
+            phase, detail, guest = await trio.to_thread.run_sync(
                 self._hooks.journalled_phase, self._config.state_directory, query.migration_id
             )
+            rules = self._supervisor.config.peers
+            if not may_ask(rules, caller.certificate, guest):
+                log.warning(
+                    "%s: %s (%s) may not ask: [peers] does not let it send guest %r here",
+                    query.migration_id,
+                    caller.peer,
+                    caller.certificate or "no certificate",
+                    guest,
+                )
+                phase, detail = NOT_ALLOWED, "[peers] here does not let this agent send that guest"
             await self._say_last(caller, QueryReply(phase=phase, detail=detail))
         finally:
             self._queries -= 1

@@ -35,6 +35,7 @@ from pageferry.daemon.worker_process import WORKER_COMMAND
 from pageferry.daemon.workers import START_S, Workers
 from pageferry.migration.link import LinkLostError
 from pageferry.model.errors import RefusedError
+from pageferry.model.gone import DestinationGone
 from pageferry.model.parameters import MigrationParameters, check_changeable
 from pageferry.net.address import Address
 from pageferry.net.caller import Caller
@@ -288,10 +289,15 @@ class Supervisor:
             migration.parameters = parameters
 
     async def recover(
-        self, migration_id: str | None, *, only_plan: bool = False
+        self,
+        migration_id: str | None,
+        *,
+        only_plan: bool = False,
+        word: DestinationGone | None = None,
     ) -> list[dict[str, Any]]:
         """Settle what dead workers left behind: one migration, or all that are open on this host.
-        With *only_plan* nothing is done: what would be is told.
+        With *only_plan* nothing is done: what would be is told. *word*: an operator's that the
+        destination of the one named is gone for good.
 
         Raises CommandError while a worker of this daemon still sees to *migration_id*, and
         JournalError when it is no ID.
@@ -299,7 +305,7 @@ class Supervisor:
         if migration_id is not None and self._has_worker(migration_id):
             status = self.find(migration_id).status
             raise CommandError(f"migration {migration_id} still runs: {status}")
-        told = await self.leftovers.settle(migration_id, only_plan=only_plan)
+        told = await self.leftovers.settle(migration_id, only_plan=only_plan, word=word)
         await self._take_in_journals()
         if migration_id is not None and not told:
             raise CommandError(

@@ -122,7 +122,11 @@ class _Committing:
         with trio.move_on_after(ASK_AGAIN_S):
             try:
                 self._last_told = await query_destination(
-                    self._job.host, self._job.port, self._job.migration_id, self._job.encryption
+                    self._job.host,
+                    self._job.port,
+                    self._job.migration_id,
+                    self._job.encryption,
+                    self._job.check_receiver,
                 )
             except PageferryError:
                 return SourceEvent.TOLD_UNDECIDED

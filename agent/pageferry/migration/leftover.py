@@ -10,11 +10,16 @@ from __future__ import annotations
 import logging
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from pageferry.kernel.identity import ProcessIdentity
-from pageferry.migration.journal import Journal, JournalError, JournalState
-from pageferry.migration.launching import LaunchedQemu
+from pageferry.migration.journal import Journal, JournalState
+from pageferry.migration.journalled import (
+    JournalledQemu,
+    capabilities_noted,
+    launched_noted,
+    note,
+    receivers_noted,
+)
 from pageferry.migration.negotiation import query_destination
 from pageferry.migration.owning import (
     DestinationDeeds,
@@ -22,10 +27,10 @@ from pageferry.migration.owning import (
     Recorder,
     SourceDeeds,
     SourceOwnership,
-    ended,
 )
 from pageferry.migration.throttling import undo_left_over
 from pageferry.model.errors import PageferryError, QemuError
+from pageferry.model.gone import DestinationGone
 from pageferry.model.phase import DestinationPhase, SourcePhase
 from pageferry.net.encryption import Encryption
 from pageferry.policy.ownership import (
@@ -36,122 +41,43 @@ from pageferry.policy.ownership import (
     SourceStep,
     told,
 )
-from pageferry.qemu.monitor import Monitor, open_monitor
+from pageferry.qemu.monitor import Monitor
 from pageferry.qemu.switchover import (
     DestinationHandover,
     SourceHandover,
-    guest_status,
     migration_status,
 )
 
 log = logging.getLogger(__name__)
 
-EXIT_S: Final = 10.0
-"""How long QEMU may take to end after it has closed its monitor: it gives back a guest's RAM."""
-
 WAITING_FOR_CONT: Final = ("paused", "prelaunch")
 """RunStates of a loaded guest that `cont` lets run. In any other but ``inmigrate`` it has run."""
-
-
-N = TypeVar("N", str, int, bool)
-
-
-class UnfitNotesError(JournalError):
-    """A journal's notes are not what a worker writes, so that nothing can be done by them."""
-
-
-def _note(state: JournalState, key: str, kind: type[N], default: N) -> N:
-    """The note *key*, or *default* where there is none. Raises UnfitNotesError."""
-    value = state.notes.get(key, default)
-    if type(value) is not kind:
-        raise UnfitNotesError(f"{state.path}: {key} is {str(value)[:40]!r}")
-    return value
-
-
-def _launched(state: JournalState) -> LaunchedQemu | None:
-    """The QEMU that was started for this migration, where one was. Raises UnfitNotesError."""
-    try:
-        notes = state.notes.get("launched")
-        return None if notes is None else LaunchedQemu.from_notes(notes)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise UnfitNotesError(f"{state.path}: its notes on QEMU's start make no sense") from error
-
-
-def _capabilities(state: JournalState) -> dict[str, bool]:
-    """QEMU's migration capabilities that the switchover changes, as they were. Raises
-    UnfitNotesError."""
-    noted = state.notes.get("capabilities", {})
-    if not isinstance(noted, dict) or not all(type(each) is bool for each in noted.values()):
-        raise UnfitNotesError(f"{state.path}: capabilities are {str(noted)[:40]!r}")
-    return {str(name): value for name, value in noted.items()}
-
-
-class JournalledQemu:
-    """The QEMU that a journal is about, which need not be the one that answers at its socket.
-
-    Raises UnfitNotesError when the journal does not say which that is.
-    """
-
-    def __init__(self, state: JournalState) -> None:
-        self._path = _note(state, "qmp", str, "")
-        self._identity: ProcessIdentity | None = None
-        try:
-            if "qemu" in state.notes:
-                self._identity = ProcessIdentity.from_dict(state.notes["qemu"])
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
-            raise UnfitNotesError(f"{state.path}: no QEMU is named by its notes") from error
-        self.monitor: Monitor | None = None
-        self.status = ""
-        self.trouble = ""
-        """Why it cannot be spoken to."""
-
-    @property
-    def pid(self) -> int | None:
-        """Its process; None where the journal does not say."""
-        return None if self._identity is None else self._identity.pid
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it has ended for certain."""
-        return self._identity is not None and not self._identity.is_alive
-
-    async def has_ended(self) -> bool:
-        """Whether it has ended, after some patience."""
-        return self._identity is not None and await ended(self._identity, EXIT_S)
-
-    async def look(self, stack: AsyncExitStack) -> str:
-        """Connect to it for as long as *stack* lives. Returns in words what it does."""
-        if self.is_gone:
-            return "its QEMU has ended"
-        try:
-            monitor = await stack.enter_async_context(open_monitor(self._path))
-            if self._identity is not None and monitor.peer_pid != self._identity.pid:
-                self.trouble = (
-                    f"at {self._path} answers process {monitor.peer_pid}, not the QEMU of this"
-                    f" migration, process {self._identity.pid}, which still lives"
-                )
-                return self.trouble
-            self.status = await guest_status(monitor)
-        except QemuError as error:
-            self.trouble = f"its QEMU lives, but cannot be spoken to: {error.message}"
-            return self.trouble
-        self.monitor = monitor
-        return f"its QEMU says {self.status}"
 
 
 class SourceLeftover:
     """The source's journal. `look` first, then `settle`. Raises UnfitNotesError when made."""
 
-    def __init__(self, state: JournalState, journal: Journal, encryption: Encryption) -> None:
+    def __init__(
+        self,
+        state: JournalState,
+        journal: Journal,
+        encryption: Encryption,
+        word: DestinationGone | None = None,
+    ) -> None:
         self._state = state
+        self._word = word
         self._encryption = encryption
         self._recorder = Recorder(journal)
         self._phase = SourcePhase(state.phase)
         self._ownership = SourceOwnership(RULES.source_resumes_at[self._phase])
         self._qemu = JournalledQemu(state)
-        self._resume = _note(state, "was-running", bool, True)
-        self._host, self._port = _note(state, "host", str, ""), _note(state, "port", int, 0)
-        self._changed = _capabilities(state)
+        self._resume = note(state, "was-running", bool, True)
+        if word is not None and not word.resume:
+            self._resume = False
+        self._host, self._port = note(state, "host", str, ""), note(state, "port", int, 0)
+        self._receivers = receivers_noted(state)
+        self._answers = False
+        self._changed = capabilities_noted(state)
         self._trouble = ""
         self.found = f"the journal says {state.phase}"
         self.plan = ""
@@ -161,11 +87,13 @@ class SourceLeftover:
         if self._ownership.step is SourceStep.ASK:
             event, answer = await self._ask()
             self.found += f"; {answer}"
-            if event is SourceEvent.TOLD_UNDECIDED:
+            if self._word is not None and not self._answers:
+                self._ownership.on(SourceEvent.DECLARED_GONE)
+            elif event is SourceEvent.TOLD_UNDECIDED:
                 self._trouble = f"{answer}: the guest stays paused here until it has a final answer"
             else:
                 self._ownership.on(event)
-        if self._ownership.step is SourceStep.TAKE_BACK:
+        if self._ownership.step in (SourceStep.TAKE_BACK, SourceStep.RECORD_RECLAIMED):
             self.found += f"; {await self._qemu.look(stack)}"
         self.plan = self._planned()
 
@@ -187,6 +115,7 @@ class SourceLeftover:
         steps = (SourceStep.RECORD_KEPT, SourceStep.RECORD_GIVEN_AWAY, SourceStep.RECORD_LOST)
         return {
             SourceStep.TAKE_BACK: self._take_back,
+            SourceStep.RECORD_RECLAIMED: self._record_reclaimed,
             **{step: partial(self._record, step) for step in steps},
         }
 
@@ -196,6 +125,16 @@ class SourceLeftover:
         notes = {"lost": True} if step is SourceStep.RECORD_LOST else {}
         reason = "its worker ended"
         return await self._recorder.source(RULES.source_records[step], reason=reason, **notes)
+
+    async def _record_reclaimed(self) -> SourceEvent:
+        """The word, on disk before anything is done by it, with who gave it."""
+        assert self._word is not None
+        return await self._recorder.source(
+            RULES.source_records[SourceStep.RECORD_RECLAIMED],
+            reason="an operator has declared the destination gone for good",
+            word=self._word.as_dict(),
+            **{"was-running": self._resume},
+        )
 
     async def _undo_throttle(self) -> None:
         """Its guard has done it, unless that was ended too."""
@@ -213,9 +152,13 @@ class SourceLeftover:
     async def _ask(self) -> tuple[SourceEvent, str]:
         host, port = self._host, self._port
         try:
-            phase = await query_destination(host, port, self._state.migration_id, self._encryption)
+            phase = await query_destination(
+                host, port, self._state.migration_id, self._encryption, self._receivers.check
+            )
         except PageferryError as error:
             return SourceEvent.TOLD_UNDECIDED, f"it may run on {host}: {error.message}"
+        # One that has lost its state directory cannot be told from one that was set up anew.
+        self._answers = phase != "no-journal"
         if phase == "no-journal":
             answer = (
                 f"the agent at {host}:{port} has no journal of it: its state directory was lost,"
@@ -256,6 +199,15 @@ class SourceLeftover:
         if step is SourceStep.TAKE_BACK and not self._qemu.is_gone:
             back = "let the guest run here again" if self._resume else "leave it paused, as it was"
             return f"cancel QEMU's migration and {back}"
+        if step is SourceStep.RECORD_RECLAIMED:
+            back = "let the guest run here again" if self._resume else "leave it paused here"
+            return (
+                f"by your word that {self._host} is gone for good, and its QEMU with it: {back},"
+                " with the memory that it had at the switchover. If its host still runs, the guest"
+                " may run twice and destroy its disks. If it ran there after the switchover and"
+                " wrote to its disks, its memory here is too old for them: then leave it paused,"
+                " and start it anew"
+            )
         return {
             SourceStep.ASK: "",
             SourceStep.TAKE_BACK: "close the journal: the guest ended with its QEMU",
@@ -269,6 +221,9 @@ class SourceLeftover:
         if end is SourceStep.KEPT:
             if self._qemu.is_gone:
                 return "the guest ended with its QEMU; the destination never runs it"
+            if self._phase is SourcePhase.RECLAIMED or self._word is not None:
+                state = "runs" if self._resume else "is paused"
+                return f"the guest is the source's again by an operator's word, and {state} here"
             return "the guest is on the source, as before"
         if end is SourceStep.GIVEN_AWAY:
             return "the destination runs the guest"
@@ -289,8 +244,8 @@ class DestinationLeftover:
         phase = DestinationPhase(state.phase)
         self._ownership = DestinationOwnership(RULES.destination_resumes_at[phase])
         self._qemu = JournalledQemu(state)
-        self._runs = _note(state, "guest-running", bool, True)
-        self._launched = _launched(state)
+        self._runs = note(state, "guest-running", bool, True)
+        self._launched = launched_noted(state)
         self._trouble = ""
         self.found = f"the journal says {state.phase}"
         self.plan = ""

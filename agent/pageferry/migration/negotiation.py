@@ -6,11 +6,12 @@ Nothing of the guest is touched here, so whatever goes wrong is a refusal.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from pageferry import __version__
+from pageferry.certificates.description import CertificateInfo
 from pageferry.migration.channel import Channel
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.job import MAX_VERSION, MIN_VERSION, SourceJob
@@ -117,12 +118,19 @@ async def attach_channels(
     return channels
 
 
-async def query_destination(host: str, port: int, migration_id: str, encryption: Encryption) -> str:
-    """The phase in the destination's journal, or "" when it has none of this migration.
+async def query_destination(
+    host: str,
+    port: int,
+    migration_id: str,
+    encryption: Encryption,
+    check: Callable[[CertificateInfo], None],
+) -> str:
+    """The phase in the destination's journal, ``no-journal`` when it has none of this migration.
 
-    Raises PageferryError when the agent cannot be reached or does not answer.
+    *check* raises PageferryError for a certificate whose holder's word does not count. Raises
+    PageferryError when the agent cannot be reached, does not answer, or may not be believed.
     """
-    route = find_route(Address(host, port), encryption)
+    route = find_route(Address(host, port), encryption, check)
     stream = await open_control(route, Query(migration_id=migration_id))
     try:
         with trio.fail_after(ANSWER_TIMEOUT_S):

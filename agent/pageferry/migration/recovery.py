@@ -22,7 +22,9 @@ from pageferry.migration.journal import (
     journal_path,
     read_journal,
 )
-from pageferry.migration.leftover import DestinationLeftover, SourceLeftover, UnfitNotesError
+from pageferry.migration.journalled import UnfitNotesError
+from pageferry.migration.leftover import DestinationLeftover, SourceLeftover
+from pageferry.model.gone import DestinationGone
 from pageferry.model.phase import is_over, phase_of
 from pageferry.net.encryption import Encryption
 
@@ -72,20 +74,32 @@ class Settlement:
 
 
 async def settle(
-    state_dir: Path, migration_id: str, encryption: Encryption, *, only_plan: bool = False
+    state_dir: Path,
+    migration_id: str,
+    encryption: Encryption,
+    *,
+    only_plan: bool = False,
+    word: DestinationGone | None = None,
 ) -> list[Settlement]:
     """Settle what this host's journals of *migration_id* leave open; or, with *only_plan*, change
-    nothing and say what that would do. *encryption* is for asking the destination's agent.
+    nothing and say what that would do. *encryption* is for asking the destination's agent. *word*
+    is an operator's that it is gone for good; it counts only as long as no agent there answers for
+    the migration.
 
     A journal that somebody else works on, or that makes no sense, is reported and left alone.
     Raises JournalError on an ID that is none.
     """
     paths = [journal_path(state_dir, migration_id, role) for role in ROLES]
-    return [await _settle(path, encryption, only_plan=only_plan) for path in paths if path.exists()]
+    return [
+        await _settle(path, encryption, only_plan=only_plan, word=word)
+        for path in paths
+        if path.exists()
+    ]
 
 
-def journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
-    """The destination's phase of this migration and a word on it, for a source that asks.
+def journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str, str]:
+    """The destination's phase of this migration, a word on it, and the guest, whose name is empty
+    where the journal does not say; for a source that asks.
 
     What it says is on disk.
     """
@@ -93,13 +107,16 @@ def journalled_phase(state_dir: Path, migration_id: str) -> tuple[str, str]:
         path = journal_path(state_dir, migration_id, "destination")
         state = read_journal(path, synced=True) if path.exists() else None
     except JournalError as error:
-        return UNREADABLE, str(error)
+        return UNREADABLE, str(error), ""
     if state is None:
-        return NO_JOURNAL, "this agent has no journal of that migration"
-    return state.phase, str(state.notes.get("reason", ""))
+        return NO_JOURNAL, "this agent has no journal of that migration", ""
+    notes = state.notes
+    return state.phase, str(notes.get("reason", "")), str(notes.get("guest", ""))
 
 
-async def _settle(path: Path, encryption: Encryption, *, only_plan: bool) -> Settlement:
+async def _settle(
+    path: Path, encryption: Encryption, *, only_plan: bool, word: DestinationGone | None
+) -> Settlement:
     migration_id, role = path.name.split(".")[:2]
     bare = partial(Settlement, migration_id, role, "")
     try:
@@ -113,7 +130,7 @@ async def _settle(path: Path, encryption: Encryption, *, only_plan: bool) -> Set
             return bare("empty", True, "nothing had begun")
         if is_over(state.known_phase):
             return _settlement(state, state.phase, "it was over")
-        return await _settle_open(state, journal, encryption, only_plan=only_plan)
+        return await _settle_open(state, journal, encryption, only_plan=only_plan, word=word)
     except UnfitNotesError as error:
         return bare(UNREADABLE, False, f"{error}. {LEFT_ALONE}")
     finally:
@@ -121,11 +138,16 @@ async def _settle(path: Path, encryption: Encryption, *, only_plan: bool) -> Set
 
 
 async def _settle_open(
-    state: JournalState, journal: Journal, encryption: Encryption, *, only_plan: bool
+    state: JournalState,
+    journal: Journal,
+    encryption: Encryption,
+    *,
+    only_plan: bool,
+    word: DestinationGone | None,
 ) -> Settlement:
     leftover: SourceLeftover | DestinationLeftover
     if state.role == "source":
-        leftover = SourceLeftover(state, journal, encryption)
+        leftover = SourceLeftover(state, journal, encryption, word)
     else:
         leftover = DestinationLeftover(state, journal)
     async with AsyncExitStack() as stack:

@@ -111,6 +111,7 @@ class SourceMigration:
                 qmp=self.job.qmp,
                 host=self.job.host,
                 port=self.job.port,
+                receivers=self.job.receivers,
             )
             with self._cancellation.scope:
                 await self._migrate(journal, books)

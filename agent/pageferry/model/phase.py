@@ -5,7 +5,7 @@ The phases decide who owns the guest after a crash, so the order matters more th
     source        look -> arm -> cold -> resident -> rounds -> switchover -> device -> commit
                                                                                         |
                   cancelled, failed  <- from any of these up to device                  v
-                  (the source owns the guest)                           completed, or failed
+                  (the source owns the guest)           completed, or failed, or reclaimed -> failed
 
     destination   ready -> receiving -> device -> loaded -> committed -> running, or lost
                   aborted  <- from any of these up to loaded       |
@@ -14,7 +14,8 @@ The phases decide who owns the guest after a crash, so the order matters more th
 The source may pass over a pass that has nothing to do (no cold pages: arm -> resident). ``commit``
 is written before Commit is sent, and means: said, outcome unknown. It ends as ``completed`` when
 the destination says that it runs the guest, and as ``failed`` only when the destination says that
-it durably never will.
+it durably never will. ``reclaimed`` says that an operator has given their word that the destination
+is gone for good; the guest is taken back by it.
 
 The destination writes ``committed`` when it has been told to run the guest and before it lets it
 run, ``running`` after QEMU confirmed it. ``refused`` says that QEMU would not run it, so that it
@@ -46,6 +47,7 @@ class SourcePhase(StrEnum):
     SWITCHOVER = "switchover"
     DEVICE = "device"
     COMMIT = "commit"
+    RECLAIMED = "reclaimed"
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     FAILED = "failed"
@@ -78,7 +80,8 @@ SOURCE_TRANSITIONS: Mapping[SourcePhase, frozenset[SourcePhase]] = {
     _S.SWITCHOVER: frozenset({_S.DEVICE}) | _GIVEN_UP,
     _S.DEVICE: frozenset({_S.COMMIT}) | _GIVEN_UP,
     # Not CANCELLED: after the commit there is nothing that an operator could still cancel.
-    _S.COMMIT: frozenset({_S.COMPLETED, _S.FAILED}),
+    _S.COMMIT: frozenset({_S.COMPLETED, _S.FAILED, _S.RECLAIMED}),
+    _S.RECLAIMED: frozenset({_S.FAILED}),
     _S.COMPLETED: frozenset(),
     _S.CANCELLED: frozenset(),
     _S.FAILED: frozenset(),

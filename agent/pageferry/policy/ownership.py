@@ -18,6 +18,8 @@ What the tables rest on (``testing/ownership`` explores all of it):
 - ``cont`` that QEMU *refused* has never run the guest: QEMU checks before it starts anything. When
   QEMU did not answer, or is gone, the guest may have run and written to its disks, and then the
   memory that the source still has is too old for good.
+- The word that the destination is gone for good is an operator's, and true: its host is switched
+  off or fenced, no QEMU there runs any more, and none will go on from where it was.
 - Nothing takes effect on QEMU from a process that has ended, and no two processes work on one
   journal (it is locked).
 
@@ -43,6 +45,7 @@ class SourceStep(Enum):
     RECORD_COMMIT = "record-commit"
     SAY_COMMIT = "say-commit"
     ASK = "ask"
+    RECORD_RECLAIMED = "record-reclaimed"
     TAKE_BACK = "take-back"
     RECORD_KEPT = "record-kept"
     RECORD_GIVEN_AWAY = "record-given-away"
@@ -69,6 +72,7 @@ class SourceEvent(Enum):
     TOLD_LOST = "told-lost"
     TOLD_UNDECIDED = "told-undecided"
     ASKED_ENOUGH = "asked-enough"
+    DECLARED_GONE = "declared-gone"
     IS_BACK = "is-back"
     QEMU_STUCK = "qemu-stuck"
     QEMU_GONE = "qemu-gone"
@@ -135,7 +139,13 @@ SOURCE: Final[SourceTable] = {
         _SE.TOLD_LOST: _S.RECORD_LOST,
         _SE.TOLD_UNDECIDED: _S.ASK,
         _SE.ASKED_ENOUGH: _S.LEFT_OPEN,
+        # An operator's word that the destination is gone for good: the one way on without an answer
+        # from there. Only as true as the word is.
+        _SE.DECLARED_GONE: _S.RECORD_RECLAIMED,
     },
+    # Recorded before the guest is back: else a destination that comes back after all could tell a
+    # later settler that it has the guest. A record that is found later is still the word.
+    _S.RECORD_RECLAIMED: {_SE.RECORDED: _S.TAKE_BACK, _SE.NOT_RECORDED: _S.LEFT_OPEN},
     # Not recorded as kept while it is not back: whoever reads the journal next must try again.
     _S.TAKE_BACK: {
         _SE.IS_BACK: _S.RECORD_KEPT,
@@ -209,6 +219,7 @@ RULES: Final = Rules(
     destination=DESTINATION,
     source_records={
         _S.RECORD_COMMIT: _SP.COMMIT,
+        _S.RECORD_RECLAIMED: _SP.RECLAIMED,
         # Or CANCELLED, before the commit, where that was the reason: it means the same.
         _S.RECORD_KEPT: _SP.FAILED,
         _S.RECORD_GIVEN_AWAY: _SP.COMPLETED,
@@ -228,6 +239,7 @@ RULES: Final = Rules(
         _SP.DEVICE: _S.TAKE_BACK,
         # Whether it was said is not known, so it counts as said.
         _SP.COMMIT: _S.ASK,
+        _SP.RECLAIMED: _S.TAKE_BACK,
         _SP.COMPLETED: _S.GIVEN_AWAY,
         _SP.CANCELLED: _S.KEPT,
         _SP.FAILED: _S.KEPT,

@@ -36,6 +36,11 @@ class PeerRules:
         senders = self._allowed(guest, [(rule.name, rule.may_send) for rule in self.rules])
         return senders is None or any_matches(names, senders)
 
+    def may_send_any(self, names: Iterable[str]) -> bool:
+        """Whether an agent whose certificate has *names* may send some guest to this host."""
+        senders = [rule.name for rule in self.rules if rule.may_send]
+        return not self.rules or any_matches(names, senders)
+
     def receivers(self, guest: str) -> list[str] | None:
         """Patterns of the names whose agents may receive *guest* from this host; None: all."""
         return self._allowed(guest, [(rule.name, rule.may_receive) for rule in self.rules])

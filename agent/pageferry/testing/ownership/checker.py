@@ -19,6 +19,7 @@ from pageferry.testing.ownership.world import (
     D_LOADED,
     D_PENDING,
     D_RUNS,
+    NO_JOURNAL,
     OTHER,
     S_COMPLETED,
     S_GONE,
@@ -63,6 +64,11 @@ def wrong_with(world: World) -> str | None:
     """What is wrong in this state by itself, or None."""
     if world.source_qemu == S_RUNS and world.destination_qemu == D_RUNS:
         return "two owners: the guest runs on both sides"
+    return _wrong_after_reclaiming(world) if world.reclaimed else _wrong_by_rules(world)
+
+
+def _wrong_by_rules(world: World) -> str | None:
+    """As long as no operator had to give their word."""
     if world.ran and (world.source_qemu == S_RUNS or world.came_back):
         return "two owners: the guest ran on the source after or while it ran on the destination"
     if world.source_journal in _KEPT and world.destination_journal in _TAKEN:
@@ -75,6 +81,19 @@ def wrong_with(world: World) -> str | None:
         D_RUNS,
     ):
         return "a broken promise: aborted, and QEMU can still run the guest"
+    return None
+
+
+def _wrong_after_reclaiming(world: World) -> str | None:
+    """By the operator's word. What the guest did there before its host was switched off is lost:
+    that it ran there, or that the journal says so, is no second owner any more.
+    """
+    if world.destination_qemu in (D_LOADED, D_PENDING, D_RUNS):
+        return "two owners: the destination still has a guest that was reclaimed"
+    if world.source_journal == SourcePhase.COMPLETED.value and (
+        world.source_qemu == S_RUNS or world.came_back
+    ):
+        return "no owner by the journals: the guest was reclaimed, and then given away"
     return None
 
 
@@ -91,6 +110,10 @@ def is_good_end(world: World) -> bool:
     ):
         return False
     source, destination = world.source_journal, world.destination_journal
+    if world.reclaimed and source in _KEPT:
+        ends = (DestinationPhase.ABORTED, DestinationPhase.LOST, DestinationPhase.RUNNING)
+        closed = destination in {each.value for each in ends} | {NO_JOURNAL}
+        return closed and world.source_qemu in (S_RUNS, S_GONE, OTHER)
     if source in _KEPT and destination == DestinationPhase.ABORTED.value:
         return world.source_qemu in (S_RUNS, S_GONE, OTHER)
     if source != SourcePhase.COMPLETED.value or world.source_qemu not in (

@@ -24,6 +24,7 @@ DOES: Final[Mapping[SourceStep | DestinationStep, str]] = {
     SourceStep.RECORD_COMMIT: "writes `commit`",
     SourceStep.SAY_COMMIT: "says Commit and waits for the answer",
     SourceStep.ASK: "asks the destination's agent what its journal says; the guest stays paused",
+    SourceStep.RECORD_RECLAIMED: "writes `reclaimed`, with who gave their word, and when",
     SourceStep.TAKE_BACK: "QEMU: cancel, and cont if the guest ran",
     SourceStep.RECORD_KEPT: "writes `failed` (or `cancelled`)",
     SourceStep.RECORD_GIVEN_AWAY: "writes `completed`",

@@ -312,6 +312,8 @@ class Explorer:
 
     def _ask(self, world: World, who: str) -> Moves:
         step = SourceStep.ASK.value
+        if who == "source_settler":
+            yield from self._declare_gone(world, who)
         if world.answer is None:
             after = world._replace(answer=world.destination_journal)
             yield Move("the destination's agent answers", False, after)
@@ -324,6 +326,23 @@ class Explorer:
             yield self._at_source(
                 world, who, step, event, f"{name}, and once more later", fault=True
             )
+
+    def _declare_gone(self, world: World, who: str) -> Moves:
+        """The operator's word. With the host all that ran on it is gone, and what was under way to
+        it; its disk is not, and it may be switched on again later.
+        """
+        after = world._replace(reclaimed=True)
+        if self._physics.word_is_true:
+            after = after._replace(
+                destination_worker=None,
+                destination_settler=None,
+                destination_qemu=D_GONE,
+                connected=False,
+                to_destination=(),
+                answer=None,
+            )
+        step = SourceStep.ASK.value
+        yield self._at_source(after, who, step, _SE.DECLARED_GONE, "the word is given", fault=True)
 
     def _take_back(self, world: World, who: str) -> Moves:
         step = SourceStep.TAKE_BACK.value

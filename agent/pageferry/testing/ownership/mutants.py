@@ -53,6 +53,16 @@ MUTANTS: Final[Mapping[str, Physics]] = {
         S.SAY_COMMIT, {SE.HEARD_NOTHING: S.RECORD_GIVEN_AWAY}
     ),
     "the source honours a cancel after commit": _source(S.SAY_COMMIT, {SE.GIVE_UP: S.TAKE_BACK}),
+    # A destination that comes back says that it has the guest, and it is given away once more.
+    "a guest is taken back before it is recorded that it is reclaimed": _source(
+        S.ASK, {SE.DECLARED_GONE: S.TAKE_BACK}
+    ),
+    "a guest that was reclaimed is asked for again": _with(
+        source_resumes_at={**RULES.source_resumes_at, SP.RECLAIMED: S.ASK}
+    ),
+    "the destination is said to be gone, and is not": Physics(
+        word_is_true=False, phases_are_checked=False
+    ),
     "the source gives up asking and resumes": _source(S.ASK, {SE.ASKED_ENOUGH: S.TAKE_BACK}),
     # After a crash its journal would say that it owns the guest.
     "the source says commit before it is recorded": _source(

@@ -52,6 +52,8 @@ class World(NamedTuple):
     """Whether the guest ran on the source after it had been stopped for the switchover."""
     ran: bool = False
     """Whether the guest ever ran on the destination."""
+    reclaimed: bool = False
+    """Whether an operator has said that the destination is gone for good."""
 
     def changed(self, **changes: Any) -> World:
         """This state with fields changed that are named at run time."""
@@ -81,5 +83,7 @@ class Physics:
     """Whether another QEMU at the same socket is told from the one that the journal is about."""
     phases_are_checked: bool = True
     """Whether a journal refuses a phase that may not follow; off, to see what comes of it."""
+    word_is_true: bool = True
+    """Whether the destination's host is really switched off when an operator says so."""
     journal_can_be_lost: bool = False
     """Whether the destination's state directory can be lost. Then nobody can promise an end."""
