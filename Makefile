@@ -9,6 +9,7 @@
 # make test            everything that runs on this machine; skips say why
 # make faults          every fault in every phase, on real guests (JOBS=2 at a time, ONLY=WORDS, JSON=FILE, TABLE=FILE)
 # make fuzz            the parsers of what peers and files say, MINUTES=5 in all
+# make soak            guests go back and forth while things break: MINUTES=5 SEED=N JSON=FILE QEMU=7.2
 # make vm-test         what needs cgroup version 2 or systemd, in VMs (minutes; they emulate VMs within)
 # make deb             a Debian package of what this checkout has, in build/deb
 # make deb-test        install it in a VM with systemd, and try it in its sandbox (minutes)
@@ -46,8 +47,9 @@ SERIES :=
 VARIANTS :=
 RECORD :=
 
-.PHONY: demo bench bench-scale bench-docs concept-pictures test faults fuzz vm-test deb deb-test libvirt-test
-.PHONY: lint reference native clean prepared vm-prepared kernel-check kernel-test kernel-mutants kernel-prepared
+.PHONY: demo bench bench-scale bench-docs concept-pictures test faults fuzz soak vm-test deb deb-test
+.PHONY: libvirt-test lint reference native clean prepared vm-prepared
+.PHONY: kernel-check kernel-test kernel-mutants kernel-prepared
 
 demo: $(READY)
 	$(PYTHON) -m pageferry.testing.lab.demo $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
@@ -101,6 +103,13 @@ fuzz: $(READY)
 			-artifact_prefix=.cache/fuzz/$$target- \
 			.cache/fuzz/$$target tests/fuzz/corpus/$$target || exit 1; \
 	done
+
+SEED :=
+FIRST :=
+
+soak: $(READY)
+	$(PYTHON) -m pageferry.testing.soak.main --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) \
+		$(if $(FIRST),--first $(FIRST)) $(if $(JSON),--json "$(JSON)") $(if $(QEMU),--qemu "$(QEMU)")
 
 lint: $(READY)
 	$(PYTHON) -m ruff format --check agent tests native deploy docs/examples

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ class LabDaemon:
         except BaseException:
             self.stop()
             raise
+
+    def kill(self) -> None:
+        """End it by SIGKILL, its workers not."""
+        self.process.kill()
+        self.process.wait()
 
     @property
     def control_socket(self) -> Path:

@@ -6,14 +6,18 @@ page of guest memory that holds a block of a disk says of which one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import os
 import struct
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pageferry.testing.lab.cache import cached
+from pageferry.testing.lab.cache import cache_folder, cached
+from pageferry.testing.lab.cleanup import lab_name, left_by_the_dead, undone_by
 from pageferry.testing.lab.packages import QemuBinary
 
 MIB = 1024 * 1024
@@ -28,16 +32,23 @@ PROBE_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class LabDisk:
-    """One virtio-blk disk, opened read-only with ``cache=none``. `path`: an image or a device."""
+    """One virtio-blk disk, opened with ``cache=none``, and read-only unless it is `writable`.
+
+    `path`: an image or a device.
+    """
 
     name: str
     path: Path
     aio: str = "threads"
+    writable: bool = False
 
     def arguments(self) -> tuple[str, ...]:
         """QEMU's arguments for it. The guest knows it by its name, as the virtio serial."""
         device = f"virtio-blk-pci,drive=drive-{self.name},serial={self.name}"
-        return (*_drive(f"drive-{self.name}", self.path, self.aio), "-device", device)
+        return (
+            *_drive(f"drive-{self.name}", self.path, self.aio, writable=self.writable),
+            *("-device", device),
+        )
 
 
 def pattern_image(name: str, size_mib: int) -> Path:
@@ -53,6 +64,19 @@ def pattern_image(name: str, size_mib: int) -> Path:
                 image.write(b"".join(STAMP.pack(salt, number) * repeats for number in numbers))
 
     return cached(f"disks/{name}-{size_mib}", make) / "image"
+
+
+@contextlib.contextmanager
+def blank_image(size_mib: int) -> Iterator[Path]:
+    """An image of that size full of zeros, to be written; removed at the end."""
+    folder = cache_folder()
+    for name in os.listdir(folder):
+        if left_by_the_dead(name) and name.endswith(".disk"):
+            (folder / name).unlink(missing_ok=True)
+    path = folder / lab_name("image.disk")
+    with undone_by(lambda: path.unlink(missing_ok=True)):
+        path.write_bytes(bytes(size_mib * MIB))
+        yield path
 
 
 def salt_of(name: str) -> int:
@@ -79,6 +103,7 @@ def why_not(binary: QemuBinary, aio: str) -> str | None:
     return done.stderr.strip() if done.returncode else None
 
 
-def _drive(node: str, path: Path, aio: str) -> tuple[str, str]:
-    options = f"if=none,id={node},format=raw,cache=none,aio={aio},readonly=on"
+def _drive(node: str, path: Path, aio: str, *, writable: bool = False) -> tuple[str, str]:
+    readonly = "off" if writable else "on"
+    options = f"if=none,id={node},format=raw,cache=none,aio={aio},readonly={readonly}"
     return ("-drive", f"{options},file={path}")

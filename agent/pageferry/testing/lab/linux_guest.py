@@ -98,6 +98,26 @@ class MemoryCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordCheck:
+    """What the guest found of its records on the disk: places checked, bad ones since its start,
+    and the number of the last record.
+    """
+
+    checked: int
+    bad: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class WordReport:
+    """The guest's latest report of the network: words echoed, said again, and echoed wrong."""
+
+    words: int
+    repeated: int
+    bad: int
+
+
+@dataclass(frozen=True, slots=True)
 class DiskReport:
     """The guest's latest report on one disk it reads: blocks read and found bad since its start,
     whole passes, and the longest read in the 200 ms before the report.
@@ -118,6 +138,7 @@ class LinuxGuest(PairedGuest):
     def __init__(self, plan: LinuxPlan, folder: Path, stack: contextlib.ExitStack) -> None:
         self.plan = plan
         self.disks: dict[str, DiskReport] = {}
+        self.words = WordReport(0, 0, 0)
         super().__init__(plan.as_machine(), folder, stack)
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -166,6 +187,27 @@ class LinuxGuest(PairedGuest):
         values = _fields(next(line for line in lines if line.startswith("VERIFIED ")))
         return MemoryCheck(*(int(values[name]) for name in ("pages", "bad", "generation")))
 
+    def write_records(self, **parameters: int) -> None:
+        """Begin to write records to the writable disk; parameters as in ``init.c``."""
+        self.command(
+            " ".join(["record", *(f"{name}={value}" for name, value in parameters.items())])
+        )
+
+    def recall_records(self) -> RecordCheck:
+        """Let the guest read all its records from the disk, and compare."""
+        lines = self.command("recall")
+        values = _fields(next(line for line in lines if line.startswith("RECORDS ")))
+        return RecordCheck(*(int(values[name]) for name in ("checked", "bad", "last")))
+
+    def talk(self, **parameters: int) -> None:
+        """Begin to say words on the network; parameters as in ``init.c``. See :attr:`words`."""
+        self.command(" ".join(["talk", *(f"{name}={value}" for name, value in parameters.items())]))
+
+    def wait_words(self, count: int, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        """Wait until so many more words have been echoed."""
+        before = self.words.words
+        self._wait(lambda: self.words.words >= before + count, timeout_s, "been heard")
+
     def _said(self, beginning: str, start: int = 0) -> str | None:
         return next((line for line in self.lines[start:] if line.startswith(beginning)), None)
 
@@ -184,6 +226,9 @@ class LinuxGuest(PairedGuest):
                 passes=int(values["passes"]),
                 longest_us=int(values["longest_us"]),
             )
+        elif line.startswith("S words="):
+            values = _fields(line)
+            self.words = WordReport(*(int(values[name]) for name in ("words", "repeated", "bad")))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ code with ``pageferry.qemu``, so that it can watch over it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -67,6 +68,21 @@ class LabMonitor:
             if time.monotonic() > deadline:
                 raise LabError(f"no event {name} within {timeout_s} s")
             self._next_message()
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """The events that have come since the last call, or since the connection was made.
+
+        Of a QEMU that has ended: all that it still sent.
+        """
+        with contextlib.suppress(LabError):
+            self.execute("query-status")
+            found, self.events = self.events, []
+            return found
+        with contextlib.suppress(LabError):
+            while True:
+                self._next_message()
+        found, self.events = self.events, []
+        return found
 
     def close(self) -> None:
         """Close the connection; QEMU takes the next client then."""

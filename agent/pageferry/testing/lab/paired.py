@@ -30,7 +30,8 @@ class PairedGuest:
         self._condition = threading.Condition()
         self.serial = SerialPort(self._take_line)
         stack.callback(self.serial.close)
-        self.source = stack.enter_context(run_qemu("source", machine, folder, self.serial))
+        self._lives: dict[int, contextlib.ExitStack] = {}
+        self.source = self._start("source", machine)
         self.destination: LabQemu | None = None
 
     def start_destination(
@@ -38,10 +39,26 @@ class PairedGuest:
     ) -> LabQemu:
         """Start a QEMU like the source's, waiting for a migration; `change` makes it differ."""
         machine = self._machine if change is None else change(self._machine)
-        self.destination = self._stack.enter_context(
-            run_qemu(name, machine, self.folder, self.serial, incoming=True)
-        )
+        self.destination = self._start(name, machine, incoming=True)
         return self.destination
+
+    def retire(self, qemu: LabQemu) -> None:
+        """End one of its QEMUs and clear away all that belongs to it, its RAM file and cgroup too:
+        another one may be started by its name then.
+        """
+        self._lives.pop(qemu.serial_number).close()
+        self.serial.detach(qemu.serial_number)
+        if qemu is self.destination:
+            self.destination = None
+
+    def turn_round(self) -> None:
+        """The guest has been carried: retire the QEMU that it came from. Its destination is the
+        source of its next way.
+        """
+        if self.destination is None:
+            raise LabError("it has no destination that it could have been carried to")
+        old, self.source, self.destination = self.source, self.destination, None
+        self.retire(old)
 
     def runner(self) -> LabQemu:
         """The QEMU in which the guest runs now. LabError when that is not exactly one."""
@@ -55,6 +72,15 @@ class PairedGuest:
     def write(self, data: bytes) -> None:
         """Send to the serial port of the QEMU in which the guest runs."""
         self.serial.write(self.runner().serial_number, data)
+
+    def _start(self, name: str, machine: Machine, *, incoming: bool = False) -> LabQemu:
+        life = contextlib.ExitStack()
+        qemu = life.enter_context(
+            run_qemu(name, machine, self.folder, self.serial, incoming=incoming)
+        )
+        self._stack.callback(life.close)
+        self._lives[qemu.serial_number] = life
+        return qemu
 
     def _wait(self, done: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Wait until `done`; LabError when the guest is in trouble, or has not `what` in time."""

@@ -119,6 +119,8 @@ class LabQemu:
             self._ram_descriptor = None
         self.process.kill()
         self.process.wait(timeout=STOP_TIMEOUT_S)
+        for kind in ("qmp", "lab", "serial"):
+            (self.folder / f"{self.name}.{kind}").unlink(missing_ok=True)
 
     def _ram_file_path(self) -> Path:
         if self.ram_path is not None:

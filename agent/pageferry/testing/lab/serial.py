@@ -29,21 +29,34 @@ class SerialPort:
         self._on_line = on_line
         self._lock = threading.Lock()
         self._partial = b""
+        self.speakers: list[int] = []
+        """The QEMUs whose guest spoke, in their order: one more entry whenever that changes."""
         self._connections: dict[int, socket.socket] = {}
-        self._listeners: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
+        self._listeners: dict[int, socket.socket] = {}
+        self._threads: dict[int, threading.Thread] = {}
+        self._attached = 0
 
     def attach(self, path: Path) -> int:
         """Listen at `path` for one more QEMU's chardev (``server=off``); its number for write."""
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen(1)
-        number = len(self._listeners)
-        self._listeners.append(listener)
+        number = self._attached
+        self._attached += 1
+        self._listeners[number] = listener
         thread = threading.Thread(target=self._serve, args=(number, listener), daemon=True)
         thread.start()
-        self._threads.append(thread)
+        self._threads[number] = thread
         return number
+
+    def detach(self, number: int) -> None:
+        """Forget a QEMU that has ended."""
+        with self._lock:
+            sockets = [self._listeners.pop(number, None), self._connections.pop(number, None)]
+        _close(*(each for each in sockets if each is not None))
+        thread = self._threads.pop(number, None)
+        if thread is not None:
+            thread.join(timeout=5)
 
     def write(self, number: int, data: bytes) -> None:
         """Send to the guest through this QEMU. LabError when it is not connected."""
@@ -55,11 +68,8 @@ class SerialPort:
 
     def close(self) -> None:
         """End all connections and their readers."""
-        for one in (*self._listeners, *self._connections.values()):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        for thread in self._threads:
+        _close(*self._listeners.values(), *self._connections.values())
+        for thread in self._threads.values():
             thread.join(timeout=5)
 
     def _serve(self, number: int, listener: socket.socket) -> None:
@@ -68,11 +78,20 @@ class SerialPort:
             with self._lock:
                 self._connections[number] = connection
             while data := connection.recv(READ_BYTES):
-                self._take(data)
+                self._take(number, data)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, number: int, data: bytes) -> None:
         now_s = time.monotonic()
         with self._lock:
+            if self.speakers[-1:] != [number]:
+                self.speakers.append(number)
             *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
             self._on_line(now_s, line.decode("ascii", "replace").strip("\r"))
+
+
+def _close(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()

@@ -16,7 +16,7 @@ from pageferry.testing.lab.cpio import archive
 from pageferry.testing.lab.packages import GuestKernel
 from pageferry.testing.lab.programs import build
 
-SOURCES = ("init.c", "disks.c", "memory.c", "workload.h")
+SOURCES = ("init.c", "disks.c", "memory.c", "records.c", "talk.c", "workload.h")
 
 COMPILER = ("gcc", "-static", "-pthread", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 

@@ -8,9 +8,14 @@
  *                                                        read and found bad so far, longest read
  *                                                        since the last such line
  *   S memory=PAGES generation=N touches=N                likewise while memory is written
+ *   S records=N bad=N                                    likewise while records are written: the
+ *                                                        last one that is on the disk
+ *   S words=N repeated=N bad=N                           likewise on the network: words echoed,
+ *                                                        sent again, and echoed wrong
  *   B ...                                                the first bad blocks or pages, in words
  *   CHECKED disk=NAME cached=N bad=N                     for `check`, one for each disk
  *   VERIFIED pages=N bad=N generation=N                  for `verify`
+ *   RECORDS checked=N bad=N last=N                       for `recall`
  * Commands, one line each, with name=value parameters:
  *   read [threads=8] [chunk_kib=128] [keep_mib=64]   read all disks without end through the page
  *          cache, in a scattered order, `threads` readers a disk; what was read `keep_mib` ago is
@@ -21,6 +26,10 @@
  *   write [mib=32] [pace=16]   rewrite that much memory without end, `pace` pages a millisecond
  *   verify                verify all of that memory, to the byte
  *   still                 end the writing
+ *   record [slots=256] [pace_us=2000]   write records of 4 KiB to the first disk that can be
+ *          written, without end, over and over into so many places, and read an older one after each
+ *   recall                read all of them and compare, to the byte
+ *   talk [pace_us=20000]  say numbered words on eth0 without end, each until its echo comes
  *   poweroff
  */
 #include "workload.h"
@@ -154,6 +163,8 @@ static void *report_without_end(void *unused)
 		usleep(REPORT_US);
 		disks_report();
 		memory_report();
+		records_report();
+		talk_report();
 	}
 	return unused;
 }
@@ -181,6 +192,12 @@ static bool obey(const char *command)
 		memory_verify();
 	else if (is(command, "still"))
 		memory_stop();
+	else if (is(command, "record"))
+		return records_write(command);
+	else if (is(command, "recall"))
+		records_verify();
+	else if (is(command, "talk"))
+		return talk_start(command);
 	else if (is(command, "poweroff"))
 		reboot(RB_POWER_OFF);
 	else

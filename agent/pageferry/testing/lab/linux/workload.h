@@ -41,4 +41,13 @@ void memory_stop(void);
 void memory_verify(void);
 void memory_report(void);
 
+/* records.c: write numbered records to a disk, past the cache, and read them again. */
+bool records_write(const char *command);
+void records_verify(void);
+void records_report(void);
+
+/* talk.c: say numbered words on the network, each until it is echoed. */
+bool talk_start(const char *command);
+void talk_report(void);
+
 #endif
