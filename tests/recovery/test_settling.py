@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pageferry.migration.journal import read_journal
 from pageferry.model.phase import DestinationPhase, SourcePhase
+from pageferry.testing.lab.monitor import LabMonitor
 from tests.recovery.bench import (
     ID,
     eventually,
@@ -288,3 +291,24 @@ def test_a_guest_with_an_open_journal_is_not_migrated(hosts: Hosts) -> None:
     assert done.returncode == 3, done.stderr
     assert "not settled yet" in done.stdout
     assert f"pageferry recover {ID}" in done.stdout
+
+
+def test_a_guest_that_had_come_by_a_migration_itself_is_taken_back(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    """Its QEMU says of that one that it has completed, which is not ours."""
+    saved = tmp_path / "saved"
+    with contextlib.closing(LabMonitor(hosts.destination_qemu.qmp)) as monitor:
+        monitor.execute("migrate", uri=f"exec:cat >{saved}")
+        eventually(
+            lambda: monitor.execute("query-migrate").get("status") == "completed", "it is saved"
+        )
+    hosts.source_qemu.end()
+    with qemu(hosts.source_qemu.qmp, "-incoming", f"exec:cat {saved}") as arrived:
+        eventually(lambda: arrived.ask("query-migrate").get("status") == "completed", "it is here")
+        arrived.ask("cont")
+        hosts.source_qemu = arrived
+        ours = hosts.source_journal(SourcePhase.SWITCHOVER)
+        hosts.source.start()
+        until(ours, "failed")
+        assert arrived.status == "running"

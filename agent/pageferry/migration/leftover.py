@@ -189,10 +189,13 @@ class SourceLeftover:
             return SourceEvent.QEMU_GONE if gone else SourceEvent.QEMU_STUCK
         return SourceEvent.IS_BACK
 
-    @staticmethod
-    async def _has_completed(monitor: Monitor) -> bool:
-        """Before ``device`` is journalled our migration waits at ``pre-switchover``."""
-        return await migration_status(monitor) == "completed"
+    async def _has_completed(self, monitor: Monitor) -> bool:
+        """Before ``device`` is journalled our migration waits at ``pre-switchover``.
+
+        A QEMU into which its guest was migrated says ``completed`` ever after: of that.
+        """
+        is_away = self._qemu.status == "postmigrate"
+        return is_away and await migration_status(monitor) == "completed"
 
     def _planned(self) -> str:
         step = self._ownership.step

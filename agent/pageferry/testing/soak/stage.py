@@ -83,7 +83,7 @@ class Stage:
         """As systemd would, or an operator."""
         for daemon in self.daemons.values():
             if daemon.process.poll() is not None:
-                daemon.start_again()
+                daemon.start()
 
     def wait_settled(self, migration_id: str, timeout_s: float) -> str:
         """Until the migration is over on both hosts. Returns what is not, empty when all is."""
