@@ -74,9 +74,11 @@ SOURCE_WAY: Final = (S.LOOK, S.ARM, S.COLD, S.RESIDENT, S.ROUNDS, S.SWITCHOVER, 
 DESTINATION_WAY: Final = (D.READY, D.RECEIVING, D.DEVICE, D.LOADED, D.COMMITTED, D.RUNNING)
 """The phases that a migration passes on its way, in which faults strike."""
 
-ENDS: Final = frozenset({S.COMPLETED, S.CANCELLED, S.FAILED, D.REFUSED, D.LOST, D.ABORTED})
-"""Phases in which a migration is over, or that only a fault leads to: being killed in them is what
-tests/recovery is about."""
+ENDS: Final = frozenset(
+    {S.RECLAIMED, S.COMPLETED, S.CANCELLED, S.FAILED, D.REFUSED, D.LOST, D.ABORTED}
+)
+"""Phases in which a migration is over, or that only a fault or an operator's word leads to: being
+killed in them is what tests/recovery is about."""
 
 WAY: Final[tuple[Phase, ...]] = (*SOURCE_WAY, *DESTINATION_WAY)
 
