@@ -33,7 +33,7 @@ paces = st.builds(
     fastest_bytes_per_s=st.floats(0, 1e11),
     usual_pressure=st.floats(0, 1),
     usual_guest_pressure=st.floats(0, 1),
-    others_at_rest_bytes_per_s=st.floats(0, 1e10),
+    pauses_bytes_per_s=st.tuples(st.floats(0, 1e10), st.floats(0, 1e10)),
 )
 shares = st.floats(0, 1)
 rates = st.integers(0, 10**10)
@@ -136,6 +136,26 @@ def test_somebody_who_reads_is_worth_a_pause_as_long_as_he_did_lately() -> None:
     starved = span(own=FAST)
     assert not wants_pause(Pace(), *starved)
     assert wants_pause(before_the_migration(*span(others=4 * MIB)), *starved)
+
+
+def test_one_who_reads_by_chance_does_not_slow_us() -> None:
+    """Just before the migration, or in a single pause: a program that starts."""
+    for pace in (before_the_migration(*span(others=50 * MIB)), Pace()):
+        quiet = next_pace(pace, cycle(0, 0))
+        assert quiet.bytes_per_s is None
+        once = next_pace(quiet, cycle(0, 20 * MIB))
+        assert once.bytes_per_s is None
+        assert next_pace(once, cycle(0, 0)).bytes_per_s is None
+
+
+def test_when_nobody_reads_any_more_the_limit_goes_at_once() -> None:
+    pace = before_the_migration(*span(others=40 * MIB))
+    for _cycle in range(3):
+        pace = next_pace(pace, cycle(4 * MIB, 40 * MIB))
+    assert pace.bytes_per_s is not None
+    for _cycle in range(2):
+        pace = next_pace(pace, cycle(0, 0))
+    assert pace.bytes_per_s is None
 
 
 def test_one_that_is_as_fast_with_us_is_not_spared() -> None:

@@ -87,7 +87,7 @@ class RamReceiver:
             elif isinstance(message, Pages | Packed | Zeros | Holes):
                 self._check_round(message)
                 if isinstance(message, Pages | Packed):
-                    priority.set_polite(message.cold and message.round == 1)
+                    priority.set_polite(message.round == 1)
                 self._place(message, intake)
                 with self._lock:
                     self._ledger.frame(channel, message)

@@ -102,7 +102,7 @@ class RamSender:
                 lambda: self._smooth(BATCH_PAGES),
             )
         )
-        self._run(Feeder(batches), round_number)
+        self._run(Feeder(batches), round_number, polite=round_number == 1)
 
     def send_holes(self, round_number: int, holes: Sequence[PageSet]) -> None:
         """Tell the destination which of the pages it has are holes here now."""
@@ -184,9 +184,10 @@ class RamSender:
         *,
         polite: bool,
     ) -> None:
-        ThreadPriority().set_polite(polite)
+        priority = ThreadPriority()
         try:
             while (batch := feeder.next()) is not None:
+                priority.set_polite(polite)
                 self._send_batch(batch, channel, round_number)
                 feeder.done(batch)
         except Exception as error:  # noqa: BLE001 - raised again by the thread that joins

@@ -45,8 +45,11 @@ LEAST_DECREASE = 0.1
 """The rate is never lowered by more in one step: a single pause may mislead."""
 
 INCREASE_SHARE = 1 / 20
-"""Of the fastest rate seen, gained in each cycle without harm: from the floor to full speed in ten
-seconds."""
+"""Of the fastest rate seen, gained in each cycle without harm, or a quarter of the present rate if
+that is more: from the floor to full speed in six seconds while others read, and at once when they
+do not any more."""
+
+INCREASE = 1.25
 
 FLOOR_SHARE = 0.1
 """Of the fastest rate seen: what is left to us whatever others suffer. A migration that stands
@@ -54,9 +57,6 @@ still helps nobody."""
 
 LEAST_BYTES_PER_S = 1 * MIB
 """The floor before any rate has been seen."""
-
-SMOOTHING = 0.5
-"""Weight of the last pause: in a tenth of a second a neighbour may happen to read little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +81,20 @@ class Pace:
     """The state between two cycles. ``bytes_per_s`` None: as fast as the window lets it.
 
     ``usual_pressure``, ``usual_guest_pressure``: shares of time from before the migration.
-    ``others_at_rest_bytes_per_s``: what others read in the last pauses, smoothed; at first what
-    they read before the migration.
+    ``pauses_bytes_per_s``: what others read in the last two pauses, the later one last. In a tenth
+    of a second somebody may happen to start a program; one that suffers reads in both.
     """
 
     bytes_per_s: float | None = None
     fastest_bytes_per_s: float = 0.0
     usual_pressure: float = 0.0
     usual_guest_pressure: float = 0.0
-    others_at_rest_bytes_per_s: float = 0.0
+    pauses_bytes_per_s: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def others_at_rest_bytes_per_s(self) -> float:
+        """What others read when we do not, for sure."""
+        return min(self.pauses_bytes_per_s)
 
     @property
     def floor_bytes_per_s(self) -> float:
@@ -110,13 +115,14 @@ def before_the_migration(before: HostReading, after: HostReading) -> Pace:
     return Pace(
         usual_pressure=_waiting(before.memory_us, after.memory_us, _span_ns(before, after)),
         usual_guest_pressure=_waiting(before.guest_us, after.guest_us, _span_ns(before, after)),
-        others_at_rest_bytes_per_s=others_bytes_per_s(before, after),
+        # One that read all the time may be starved from our first page on.
+        pauses_bytes_per_s=(0.0, others_bytes_per_s(before, after)),
     )
 
 
 def wants_pause(pace: Pace, before: HostReading, after: HostReading) -> bool:
     """Whether others read enough, or did lately, to find out how they fare without us."""
-    most = max(others_bytes_per_s(before, after), pace.others_at_rest_bytes_per_s)
+    most = max(others_bytes_per_s(before, after), *pace.pauses_bytes_per_s)
     return most >= OTHERS_READ_BYTES_PER_S
 
 
@@ -151,9 +157,11 @@ def next_pace(pace: Pace, cycle: Cycle) -> Pace:
         return _slower(pace, reached, slowdown, pressure)
     if pace.bytes_per_s is None or slowdown > LOW_SLOWDOWN or pressure > LOW_PRESSURE:
         return pace
-    rate = pace.bytes_per_s + max(LEAST_BYTES_PER_S, pace.fastest_bytes_per_s * INCREASE_SHARE)
-    # Beyond the fastest it does not limit any more.
-    return replace(pace, bytes_per_s=None if rate > pace.fastest_bytes_per_s else rate)
+    step = max(LEAST_BYTES_PER_S, pace.fastest_bytes_per_s * INCREASE_SHARE)
+    rate = max(pace.bytes_per_s + step, pace.bytes_per_s * INCREASE)
+    # Beyond the fastest it does not limit any more, and where nobody reads there is no need to.
+    alone = not wants_pause(pace, *cycle.work)
+    return replace(pace, bytes_per_s=None if alone or rate > pace.fastest_bytes_per_s else rate)
 
 
 def allowed_bytes_per_s(pace: Pace, max_swap_bandwidth: int, *, paced: bool) -> int:
@@ -170,9 +178,8 @@ def allowed_bytes_per_s(pace: Pace, max_swap_bandwidth: int, *, paced: bool) -> 
 def _with_pause(pace: Pace, pause: tuple[HostReading, HostReading] | None) -> Pace:
     if pause is None or _span_ns(*pause) <= 0:
         return pace
-    was = pace.others_at_rest_bytes_per_s
-    now = was + (others_bytes_per_s(*pause) - was) * SMOOTHING
-    return replace(pace, others_at_rest_bytes_per_s=now)
+    pauses = (pace.pauses_bytes_per_s[1], others_bytes_per_s(*pause))
+    return replace(pace, pauses_bytes_per_s=pauses)
 
 
 def _slowdown(pace: Pace, cycle: Cycle) -> float:
