@@ -20,12 +20,12 @@ import pytest
 
 from pageferry.control.info import HistoryEntry
 from pageferry.control.sync_client import connect
+from pageferry.migration.journal import holder_of, journal_path
 from pageferry.testing.lab.daemons import LabDaemon, run_daemon_pair
 from pageferry.testing.lab.guests import FreestandingGuest, freestanding_guest
 from pageferry.testing.lab.hosts import scratch_folder
 from pageferry.testing.lab.packages import QemuBinary
 from tests.migration.conftest import assert_verified, tiny_plan
-from tests.migration.pairs import worker_pids
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu, pytest.mark.slow]
 
@@ -109,6 +109,8 @@ def site(newest_qemu: QemuBinary) -> Iterator[Site]:
             for process in made.processes:
                 process.kill()
                 process.wait()
+                assert process.stdout is not None
+                process.stdout.close()
 
 
 def _waiting(guest: FreestandingGuest) -> Path:
@@ -121,14 +123,6 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(POLL_S)
-
-
-def worker_of(daemon: LabDaemon, migration_id: str) -> int | None:
-    for pid in worker_pids(daemon):
-        with contextlib.suppress(OSError):
-            if migration_id.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                return pid
-    return None
 
 
 def most_at_once(entries: list[HistoryEntry]) -> int:
@@ -148,9 +142,10 @@ def test_host_is_evacuated_through_failure_and_kill(site: Site) -> None:
     wait_for(lambda: len(in_flight()) == PARALLEL, "two guests to be under way")
     # The other host fails one of them.
     victim = in_flight()[0]
-    wait_for(lambda: worker_of(site.there, victim["migration_id"]) is not None, "a worker there")
-    pid = worker_of(site.there, victim["migration_id"])
-    assert pid is not None
+    journal = journal_path(site.there.state_directory, victim["migration_id"], "destination")
+    wait_for(lambda: holder_of(journal) is not None, "a worker there")
+    pid = holder_of(journal)
+    assert pid
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: bool(site.remembered()[victim["name"]]["failures"]), "the failure to be noted")
     # Then the evacuation itself is killed, with guests on their way.

@@ -36,8 +36,8 @@ def daemons(guest: FreestandingGuest) -> Iterator[tuple[LabDaemon, LabDaemon]]:
     """The destination's workers stop themselves once QEMU has loaded its devices."""
     assert guest.destination is not None
     faults = {
-        "PAGEFERRY_FAULTS": "journal-recorded-loaded=stop",
-        "PAGEFERRY_ENABLE_SABOTAGE": "guests-may-be-lost",
+        "PAGEFERRY_FAULTS": "in-destination-loaded=stop",
+        "PAGEFERRY_ENABLE_FAULTS": "guests-may-be-lost",
     }
     with (
         run_daemon("here", guest.folder / "a", {GUEST_NAME: guest.source.qmp_path}) as here,
