@@ -160,7 +160,7 @@ def next_pace(pace: Pace, cycle: Cycle) -> Pace:
     step = max(LEAST_BYTES_PER_S, pace.fastest_bytes_per_s * INCREASE_SHARE)
     rate = max(pace.bytes_per_s + step, pace.bytes_per_s * INCREASE)
     # Beyond the fastest it does not limit any more, and where nobody reads there is no need to.
-    alone = not wants_pause(pace, *cycle.work)
+    alone = max(pace.pauses_bytes_per_s) < OTHERS_READ_BYTES_PER_S
     return replace(pace, bytes_per_s=None if alone or rate > pace.fastest_bytes_per_s else rate)
 
 
