@@ -34,7 +34,7 @@ from pageferry.testing.lab.packages import QemuBinary
 from pageferry.testing.lab.qemus import LabQemu
 from pageferry.testing.lab.swap import FailingSwap, failing_swap
 from tests.faults.cases import IN_FLIGHT, Case, Fault, Phase
-from tests.migration.pairs import Pair, Traces, traces_in, worker_pids
+from tests.migration.pairs import Pair, Traces, traces_in
 
 MIB = 1024 * 1024
 
@@ -180,7 +180,7 @@ class World:
 
     def worker(self, daemon: LabDaemon) -> int:
         """The only worker of a daemon."""
-        (pid,) = worker_pids(daemon)
+        (pid,) = daemon.workers()
         return pid
 
     def processes(self) -> list[int]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pageferry.control.info import FINAL_STATUSES
@@ -15,6 +13,7 @@ from pageferry.migration.journal import read_journal
 from pageferry.testing.lab.carrying import GUEST_NAME, daemons_for
 from pageferry.testing.lab.daemons import LabDaemon, MigrateResult
 from pageferry.testing.lab.guests import FreestandingGuest, GuestPlan
+from pageferry.testing.lab.hosts import tracked_ranges_in, userfaultfds_in
 from pageferry.testing.lab.monitor import LabMonitor
 from pageferry.testing.lab.qemus import LabQemu, Machine
 from pageferry.testing.lab.settled import settled_pair
@@ -127,27 +126,10 @@ def pair_of(
 
 def traces_in(qemu: LabQemu) -> Traces:
     """What is in a QEMU now that a migration might have put there."""
-    fds = Path(f"/proc/{qemu.pid}/fd")
-    links = []
-    for each in fds.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            links.append(os.readlink(each))
     capabilities = qemu.monitor.execute("query-migrate-capabilities")
     return Traces(
-        userfaultfds=sum("userfaultfd" in link for link in links),
-        protected_ranges=_protected_ranges(qemu.pid),
+        userfaultfds=userfaultfds_in(qemu.pid),
+        protected_ranges=tracked_ranges_in(qemu.pid),
         capabilities=frozenset(each["capability"] for each in capabilities if each["state"]),
         run_state=qemu.status(),
     )
-
-
-def _protected_ranges(pid: int) -> int:
-    """Mappings under a userfaultfd: flag uw, um or ui in smaps."""
-    lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
-    flags = [set(line.split()[1:]) for line in lines if line.startswith("VmFlags:")]
-    return sum(bool(found & {"uw", "um", "ui"}) for found in flags)
-
-
-def worker_pids(daemon: LabDaemon) -> list[int]:
-    """The worker processes of a daemon."""
-    return daemon.workers()

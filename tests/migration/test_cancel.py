@@ -18,7 +18,7 @@ import pytest
 from pageferry.testing.lab.carrying import GUEST_NAME
 from pageferry.testing.lab.packages import QemuBinary
 from tests.migration.conftest import MakePair, assert_verified, small_plan
-from tests.migration.pairs import Pair, traces_in, worker_pids
+from tests.migration.pairs import Pair, traces_in
 
 pytestmark = [pytest.mark.root, pytest.mark.swap, pytest.mark.qemu]
 
@@ -82,11 +82,11 @@ def test_cancel_in_the_rounds_by_the_command_line(restless_pair: Pair) -> None:
 
 
 def kill_source_worker(pair: Pair) -> None:
-    os.kill(worker_pids(pair.here)[0], signal.SIGKILL)
+    os.kill(pair.here.workers()[0], signal.SIGKILL)
 
 
 def kill_destination_worker(pair: Pair) -> None:
-    os.kill(worker_pids(pair.there)[0], signal.SIGKILL)
+    os.kill(pair.there.workers()[0], signal.SIGKILL)
 
 
 def kill_destination_qemu(pair: Pair) -> None:
@@ -131,7 +131,7 @@ def test_a_daemon_that_is_killed_leaves_the_guest_running(restless_pair: Pair) -
     swapped_bytes = restless_pair.source.residency().swapped_bytes
     restless_pair.start(**ENDLESS)
     restless_pair.wait_info(in_rounds)
-    workers = worker_pids(restless_pair.here)
+    workers = restless_pair.here.workers()
     restless_pair.here.process.kill()
     restless_pair.here.process.wait()
     deadline = time.monotonic() + 20

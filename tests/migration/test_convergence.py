@@ -16,7 +16,7 @@ from pageferry.kernel.cpu_throttle import PREFIX
 from pageferry.testing.lab.qemus import LabQemu
 from tests.conftest import generation
 from tests.migration.conftest import MakePair, assert_verified, tiny_plan
-from tests.migration.pairs import Pair, traces_in, worker_pids
+from tests.migration.pairs import Pair, traces_in
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -194,7 +194,7 @@ def test_a_guest_whose_agent_is_killed_gets_its_time_back(
     [cgroup] = vcpu_cgroups(busy_pair.source)
     assert cgroup.name.startswith(PREFIX)
     assert cgroup.parent in before
-    [worker] = worker_pids(busy_pair.here)
+    [worker] = busy_pair.here.workers()
     if with_guard:
         for guard in children_of(worker):
             os.kill(guard, signal.SIGKILL)

@@ -24,7 +24,6 @@ from pageferry.testing.lab.monitor import LabMonitor
 from pageferry.testing.lab.packages import QemuBinary
 from pageferry.testing.lab.qemus import qemu_command
 from tests.migration.conftest import tiny_plan
-from tests.migration.pairs import worker_pids
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -167,9 +166,9 @@ def sockets_of(pid: int) -> set[str]:
 def test_guest_arrives_in_a_qemu_that_was_started_for_it(site: Site) -> None:
     control = site.start_slowly()
     pid = site.wait_launched()
-    wait_for(lambda: bool(worker_pids(site.there)), "a worker")
+    wait_for(lambda: bool(site.there.workers()), "a worker")
     theirs = sockets_of(pid)
-    for other in (site.there.process.pid, *worker_pids(site.there)):
+    for other in (site.there.process.pid, *site.there.workers()):
         assert not theirs & sockets_of(other), "QEMU has inherited a descriptor"
     assert str(pid) in (site.cgroup / "cgroup.procs").read_text().split()
     environment = Path(f"/proc/{pid}/environ").read_bytes()
@@ -215,7 +214,7 @@ def test_killed_worker_leaves_nothing_of_it(site: Site) -> None:
     wait_for(
         lambda: control.execute("query-migrate").get("ram", {}).get("transferred", 0) > 0, "pages"
     )
-    for pid in worker_pids(site.there):
+    for pid in site.there.workers():
         if pid != site.launched_pid():
             os.kill(pid, signal.SIGKILL)
     wait_for(lambda: control.execute("query-migrate")["status"] == "failed", "the end")

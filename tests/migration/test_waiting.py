@@ -16,7 +16,6 @@ from pageferry.testing.lab.guests import FreestandingGuest, freestanding_guest
 from pageferry.testing.lab.monitor import LabMonitor
 from pageferry.testing.lab.packages import QemuBinary
 from tests.migration.conftest import assert_verified, tiny_plan
-from tests.migration.pairs import worker_pids
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -67,7 +66,7 @@ def test_cont_to_a_waiting_qemu_does_not_start_the_guest_before_the_commit(
         control = LabMonitor(here.control_socket)
         control.execute("migrate", guest=GUEST_NAME, uri=there.address)
         deadline = time.monotonic() + DEADLINE_S
-        while not (stopped := [pid for pid in worker_pids(there) if is_stopped(pid)]):
+        while not (stopped := [pid for pid in there.workers() if is_stopped(pid)]):
             assert time.monotonic() < deadline, there.log()
             time.sleep(0.02)
         assert destination.status() == "paused", "it has loaded, and the source has not committed"

@@ -85,7 +85,7 @@ class RamSender:
             for piece in _pieces(runs, lambda: self._smooth(size))
         )
         feeder = ColdFeeder(batches, window_bytes, self.swap_bandwidth)
-        self._run(feeder, round_number, polite=True)
+        self._run(feeder, round_number)
 
     def send_pages(self, round_number: int, pages: Sequence[PageSet]) -> None:
         """Send *pages* (one set a block) in the order of their offsets.
@@ -102,7 +102,7 @@ class RamSender:
                 lambda: self._smooth(BATCH_PAGES),
             )
         )
-        self._run(Feeder(batches), round_number, polite=round_number == 1)
+        self._run(Feeder(batches), round_number)
 
     def send_holes(self, round_number: int, holes: Sequence[PageSet]) -> None:
         """Tell the destination which of the pages it has are holes here now."""
@@ -153,7 +153,7 @@ class RamSender:
         for channel in self._channels:
             channel.shutdown()
 
-    def _run(self, feeder: Feeder, round_number: int, *, polite: bool = False) -> None:
+    def _run(self, feeder: Feeder, round_number: int) -> None:
         self._feeder = feeder
         if self._stopped:
             feeder.stop()
@@ -162,7 +162,6 @@ class RamSender:
             threading.Thread(
                 target=self._drain_feeder,
                 args=(feeder, channel, round_number, errors),
-                kwargs={"polite": polite},
                 name=f"send-{channel.index}",
             )
             for channel in self._channels
@@ -176,18 +175,12 @@ class RamSender:
             raise errors[0]
 
     def _drain_feeder(
-        self,
-        feeder: Feeder,
-        channel: Channel,
-        round_number: int,
-        errors: list[Exception],
-        *,
-        polite: bool,
+        self, feeder: Feeder, channel: Channel, round_number: int, errors: list[Exception]
     ) -> None:
         priority = ThreadPriority()
         try:
             while (batch := feeder.next()) is not None:
-                priority.set_polite(polite)
+                priority.set_polite(round_number == 1)
                 self._send_batch(batch, channel, round_number)
                 feeder.done(batch)
         except Exception as error:  # noqa: BLE001 - raised again by the thread that joins

@@ -22,7 +22,7 @@ import trio
 
 from pageferry.kernel.pageset import PageSet
 from pageferry.kernel.tracking import AddressRange, WriteTracker
-from pageferry.migration.guest_ram import CarriedBlock
+from pageferry.migration.guest_ram import BlockRange, CarriedBlock
 from pageferry.policy.scanning import WORD_PAGES, scan_pieces, scan_threads
 from pageferry.testing.faults import DRAIN_EVERY_ROUND, SKIP_DRAIN, is_broken
 
@@ -41,6 +41,19 @@ class GuestWrites:
         self._blocks = blocks
         self._drain = drain
         self._unproven = [PageSet(carried.block.pages) for carried in blocks]
+        # Made once: a scan that stops the guest must not list what does not change.
+        self._pieces = [
+            (index, BlockRange(AddressRange(start, end), first_page))
+            for index, carried in enumerate(blocks)
+            for part in carried.ranges
+            for start, end, first_page in scan_pieces(
+                part.addresses.start, part.addresses.end, part.first_page
+            )
+        ]
+        # A block that QEMU maps in parts which do not begin at a word of the set: one by one.
+        self._divides = len(self._pieces) > 1 and all(
+            part.first_page % WORD_PAGES == 0 for carried in blocks for part in carried.ranges
+        )
         self._threads = ThreadPoolExecutor(scan_threads(len(os.sched_getaffinity(0))), "scan")
         self.drain_ns: list[int] = []
 
@@ -115,22 +128,14 @@ class GuestWrites:
 
     def _scan(self) -> list[PageSet]:
         found = [PageSet(carried.block.pages) for carried in self._blocks]
-        pieces = [
-            partial(self._tracker.scan, AddressRange(start, end), pages, first_page)
-            for carried, pages in zip(self._blocks, found, strict=True)
-            for part in carried.ranges
-            for start, end, first_page in scan_pieces(
-                part.addresses.start, part.addresses.end, part.first_page
-            )
+        scans = [
+            partial(self._tracker.scan, piece.addresses, found[index], piece.first_page)
+            for index, piece in self._pieces
         ]
-        # A block that QEMU maps in parts which do not begin at a word of the set: one by one.
-        in_words = all(
-            part.first_page % WORD_PAGES == 0 for carried in self._blocks for part in carried.ranges
-        )
-        if len(pieces) == 1 or not in_words:
-            for piece in pieces:
-                piece()
-        else:
-            for ended in [self._threads.submit(piece) for piece in pieces]:
+        if self._divides:
+            for ended in [self._threads.submit(scan) for scan in scans]:
                 ended.result()
+        else:
+            for scan in scans:
+                scan()
         return found

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from pageferry.migration.worker import AT_WORK
 from pageferry.testing.lab.cleanup import LabError, undone_by
 from pageferry.testing.lab.patience import patient
+from pageferry.testing.lab.programs import end
 
 START_TIMEOUT_S = patient(20.0)
 STOP_TIMEOUT_S = patient(20.0)
@@ -103,13 +103,7 @@ class LabDaemon:
 
     def stop(self) -> None:
         """End it in order; by force when that takes too long. Does nothing when it has ended."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process, STOP_TIMEOUT_S)
 
     def cli(self, *arguments: str) -> list[str]:
         """The command line of a pageferry verb spoken to this daemon."""

@@ -115,6 +115,23 @@ def major_faults(pid: int, thread_id: int | None = None) -> int:
     return int(Path(folder, "stat").read_text().rpartition(")")[2].split()[9])
 
 
+def userfaultfds_in(pid: int) -> int:
+    """The userfaultfds that a process has open."""
+    found = 0
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += "userfaultfd" in os.readlink(each)
+    return found
+
+
+def tracked_ranges_in(pid: int) -> int:
+    """The mappings of a process that are under a userfaultfd, its own or another's (VmFlags:
+    Documentation/filesystems/proc.rst)."""
+    lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+    flags = [set(line.split()[1:]) for line in lines if line.startswith("VmFlags:")]
+    return sum(bool(found & {"uw", "um", "ui"}) for found in flags)
+
+
 def memory_stall_us() -> int | None:
     """Microseconds in which some task waited for memory (PSI); None where PSI is off."""
     try:

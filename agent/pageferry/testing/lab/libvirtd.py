@@ -23,6 +23,7 @@ from pageferry.testing.lab.cleanup import LabError, lab_name, left_by_the_dead, 
 from pageferry.testing.lab.hosts import SHM
 from pageferry.testing.lab.packages import libvirt
 from pageferry.testing.lab.patience import patient
+from pageferry.testing.lab.programs import end
 
 START_TIMEOUT_S = patient(60.0)
 """It starts QEMU to see what that can do, which takes some seconds."""
@@ -109,12 +110,7 @@ class LabLibvirtd:
         if self.process.poll() is None:
             for domain in self._virsh("list", "--name").stdout.split():
                 self._virsh("destroy", domain)
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(timeout=STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process, STOP_TIMEOUT_S)
         for pid in self._qemus():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,3 +62,14 @@ def loop_device(path: Path, *options: str) -> Iterator[str]:
 def file_system(path: Path) -> str:
     """The kind of file system that a path lies on, such as ``tmpfs``."""
     return run("stat", "--file-system", "--format=%T", str(path)).strip()
+
+
+def end(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """End a program in order, by force when that takes too long. Does nothing when it has ended."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

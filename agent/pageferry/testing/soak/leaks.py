@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pageferry.migration.estimating import COSTS_FILE
 from pageferry.testing.lab.cleanup import PREFIX
-from pageferry.testing.lab.hosts import SHM
+from pageferry.testing.lab.hosts import SHM, tracked_ranges_in, userfaultfds_in
 from pageferry.testing.lab.qemus import LabQemu
 from pageferry.testing.soak.judging import Finding, Kind
 from pageferry.testing.soak.stage import MARK, POLL_S, Stage
@@ -21,11 +22,8 @@ SPARE_FILES = 3
 """A daemon may have that many more files open than when it had just started: connections that are
 about to be closed. A leak grows beyond it."""
 
-STATE_FILES = frozenset({"history.jsonl", "lock", "switchover-costs.json"})
+STATE_FILES = frozenset({"history.jsonl", "lock", COSTS_FILE})
 """What a state directory holds beside journals, once each."""
-
-TRACKING_FLAGS = frozenset({"uw", "um", "ui"})
-"""VmFlags of memory under a userfaultfd (Linux, Documentation/filesystems/proc.rst)."""
 
 
 def leaks(stage: Stage, qemus: list[LabQemu]) -> list[Finding]:
@@ -81,13 +79,9 @@ def _files(stage: Stage) -> Iterator[str]:
 
 
 def _in_qemu(qemu: LabQemu) -> Iterator[str]:
-    fds = Path(f"/proc/{qemu.pid}/fd")
-    for each in fds.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if "userfaultfd" in os.readlink(each):
-                yield f"a userfaultfd in {qemu.name} QEMU"
-    for line in Path(f"/proc/{qemu.pid}/smaps").read_text().splitlines():
-        if line.startswith("VmFlags:") and TRACKING_FLAGS & set(line.split()[1:]):
-            yield f"memory of {qemu.name} QEMU is still tracked: {line}"
+    if userfaultfds_in(qemu.pid):
+        yield f"a userfaultfd in {qemu.name} QEMU"
+    if ranges := tracked_ranges_in(qemu.pid):
+        yield f"{ranges} mappings of {qemu.name} QEMU are still tracked"
     if qemu.cgroup is not None and (others := set(qemu.cgroup.pids()) - {qemu.pid}):
         yield f"processes {sorted(others)} in the cgroup of {qemu.name} QEMU"
