@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pageferry.testing.lab.kernels.booting import read_console
-from pageferry.testing.lab.kernels.image import Image
+from pageferry.testing.lab.kernels.image import Image, in_image
 from pageferry.testing.lab.kernels.in_guest import steps_back
 from pageferry.testing.lab.kernels.record import Outcome, Result, may_skip
 from pageferry.testing.lab.kernels.series import Series, series_named
@@ -119,6 +119,11 @@ def test_blob_name_is_git_s(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("hello\n")
     assert blob_name(file) == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+def test_a_checkout_below_tmp_is_not_hidden_by_the_guests_own() -> None:
+    assert in_image("/tmp/checkout/agent/pageferry") == "/host/tmp/checkout/agent/pageferry"
+    assert in_image("/srv/tmp/agent") == "/srv/tmp/agent"
 
 
 def test_image_is_an_archive_that_cpio_reads(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class Image:
         programs = [executable, *(path for path in paths if path.suffix == ".so")]
         for path in (executable, *paths, *_libraries(programs)):
             if path.is_file():
-                self.add(str(path), path)
-        search = ":".join(path for path in sys.path if path and Path(path).is_dir())
+                self.add(in_image(str(path)), path)
+        search = ":".join(in_image(path) for path in sys.path if path and Path(path).is_dir())
         self.tests.append(f"PYTHONPATH={search} {executable} -S -B -m {IN_GUEST} {arguments[0]}")
 
     def write(self, output: Path) -> None:
@@ -71,6 +71,12 @@ class Image:
                 number += 1
                 archive.write(_file(number, path, content))
             archive.write(_member(0, "TRAILER!!!", 0, b"", 0))
+
+
+def in_image(path: str) -> str:
+    """Where a file of this machine is put. The guest's init mounts a tmpfs on /tmp, which would
+    hide a checkout that lies there."""
+    return f"/host{path}" if path.startswith("/tmp/") else path
 
 
 def _file(number: int, path: str, content: Path | bytes) -> bytes:
