@@ -20,6 +20,10 @@ from pageferry.testing.lab.patience import patient
 REMOVE_TIMEOUT_S = patient(10.0)
 """A process that was killed leaves its cgroup only when its memory is freed."""
 
+RELIMIT_TIMEOUT_S = patient(20.0)
+"""Reclaim gives up where the kernel's statistics are too old to show what could go; they are
+renewed every 2 to 4 s."""
+
 UNLIMITED = -1
 
 MEMORY = ("memory", "memory")
@@ -44,9 +48,40 @@ class LabCgroup:
 
     def set_limit(self, limit_bytes: int | None) -> None:
         """Set the hard limit; None lifts it. Lowering reclaims, with OSError EBUSY if it cannot."""
-        name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
-        unlimited = str(UNLIMITED) if self.version == 1 else "max"
-        (self.path / name).write_text(unlimited if limit_bytes is None else str(limit_bytes))
+        if self.version == 1:
+            text = str(UNLIMITED if limit_bytes is None else limit_bytes)
+            (self.path / "memory.limit_in_bytes").write_text(text)
+            return
+        text = "max" if limit_bytes is None else str(limit_bytes)
+        # memory.max ends processes where reclaim falls short; memory.high only reclaims.
+        (self.path / "memory.high").write_text(text)
+        if limit_bytes is not None and self.usage_bytes() > limit_bytes:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        (self.path / "memory.max").write_text(text)
+        (self.path / "memory.high").write_text("max")
+
+    @contextlib.contextmanager
+    def unlimited(self, limit_bytes: int) -> Iterator[None]:
+        """Without its limit within the block, and back at it afterwards. OSError EBUSY when
+        reclaim does not get there within `RELIMIT_TIMEOUT_S`.
+        """
+        self.set_limit(None)
+        try:
+            yield
+        finally:
+            self._lower_to(limit_bytes)
+
+    def _lower_to(self, limit_bytes: int) -> None:
+        deadline = time.monotonic() + RELIMIT_TIMEOUT_S
+        while True:
+            try:
+                self.set_limit(limit_bytes)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
 
     def forbid_swap(self) -> None:
         """From now on reclaim may not swap out what is charged here."""

@@ -12,10 +12,11 @@ from pageferry.model.residency import ResidencyBytes
 
 MIB = 1024 * 1024
 
-SLACK_BYTES = 16 * MIB
-"""What does not grow with the guest: both QEMUs' own memory and the worker's are in the guest's
-cgroup too, which at its limit then holds so much less of the guest; and the guest runs on, and is
-paged out on, while both ends are read. Half of what test_overcommitted.py allows in bytes."""
+SLACK_BYTES = 32 * MIB
+"""What does not grow with the guest: QEMU's own memory and the worker's (26 MiB) are in the guest's
+cgroup too, which at its limit then holds so much less of the guest (21 MiB on one side only, seen
+once in 250 hops); and the guest runs on, and is paged out on, while both ends are read. As much as
+test_overcommitted.py allows in bytes."""
 
 RESIDENT_SHARE = 0.1
 SWAPPED_SHARE = 0.05
