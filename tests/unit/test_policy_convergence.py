@@ -161,6 +161,15 @@ def test_an_unknown_downtime_goes_on_and_then_gives_up() -> None:
     assert isinstance(decide(history, None, LEAST_MS, MigrationParameters(max_rounds=1)), GiveUp)
 
 
+def test_giving_up_for_the_stop_alone_does_not_blame_the_guest() -> None:
+    history = RoundHistory((RoundRecord(25_600, 100 * MS, 256),))
+    decision = decide(history, 1785, 1775, MigrationParameters(max_rounds=1))
+    assert isinstance(decision, GiveUp)
+    assert "the stop alone takes longer than allowed" in decision.reason
+    assert "1775 ms of it" in decision.reason
+    assert "downtime-limit to 2231" in decision.advice
+
+
 def test_giving_up_says_why_and_what_to_do() -> None:
     history = RoundHistory((RoundRecord(25_600, 1000 * MS, 25_600, 40),))
     wanted = MigrationParameters(max_rounds=1, max_bandwidth=100 * 2**20)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pageferry.policy.downtime import (
     HANDOVER_NS,
+    LEAST_REMEMBERED,
+    STOP_NS,
     StopCosts,
     expected_downtime_ms,
     least_downtime_ms,
@@ -84,12 +87,23 @@ def test_what_is_written_until_the_stop_counts_but_never_beyond_the_largest_rest
 def test_what_earlier_switchovers_cost_is_remembered_by_the_median() -> None:
     assert StopCosts().remembering([], []).handover_ns == HANDOVER_NS
     found = StopCosts().remembering([900, *[40] * 5, 10**12, 60], [7])
-    assert (found.handover_ns, found.stop_ns) == (40, 7)
+    assert (found.handover_ns, found.stop_ns) == (40, STOP_NS)
+
+
+@pytest.mark.parametrize("slow_at", [0, 1])
+def test_one_slow_switchover_of_two_decides_nothing(slow_at: int) -> None:
+    handovers = [50 * MS]
+    handovers.insert(slow_at, 3_500 * MS)
+    assert StopCosts().remembering(handovers, []).handover_ns == 50 * MS
 
 
 @given(st.lists(st.integers(0, 10**12), min_size=1), st.lists(times_ns, min_size=1))
 @settings(deadline=None)
 def test_what_is_remembered_lies_within_what_was(handovers: list[int], stops: list[int]) -> None:
     found = StopCosts().remembering(handovers, stops)
-    assert min(handovers) <= found.handover_ns <= max(handovers)
-    assert min(stops) <= found.stop_ns <= max(stops)
+    for value, seen, assumed in (
+        (found.handover_ns, handovers, HANDOVER_NS),
+        (found.stop_ns, stops, STOP_NS),
+    ):
+        among = seen if len(seen) >= LEAST_REMEMBERED else [*seen, assumed]
+        assert min(among) <= value <= max(among)

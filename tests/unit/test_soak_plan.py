@@ -118,11 +118,11 @@ def memory(resident_mib: int, swapped_mib: int) -> ResidencyBytes:
 
 
 def test_memory_that_is_not_where_it_was_is_found() -> None:
-    here = memory(60, 100)
-    assert residency_wrong(here, memory(62, 98), 0) == []
-    assert [each.kind for each in residency_wrong(here, memory(35, 100), 0)] == [Kind.MISPLACED]
-    assert residency_wrong(here, memory(35, 100), 8 * MIB) == []
-    assert [each.kind for each in residency_wrong(here, memory(160, 0), 8 * MIB)] == [
+    here = memory(100, 100)
+    assert residency_wrong(here, memory(80, 120), 0) == []
+    assert [each.kind for each in residency_wrong(here, memory(55, 100), 0)] == [Kind.MISPLACED]
+    assert residency_wrong(here, memory(55, 100), 8 * MIB) == []
+    assert [each.kind for each in residency_wrong(here, memory(200, 0), 8 * MIB)] == [
         Kind.MISPLACED,
         Kind.MISPLACED,
     ]

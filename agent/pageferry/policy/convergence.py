@@ -65,7 +65,7 @@ def decide(
         return SwitchOver(expected_ms, forced=True)
     if parameters.on_no_convergence == "continue":
         return GoOn(expected_ms, throttle_percent)
-    return _give_up(history, expected_ms, parameters)
+    return _give_up(history, expected_ms, least_ms, parameters)
 
 
 def _is_over(history: RoundHistory, parameters: MigrationParameters) -> bool:
@@ -89,7 +89,7 @@ def _throttle(history: RoundHistory, parameters: MigrationParameters) -> int:
 
 
 def _give_up(
-    history: RoundHistory, expected_ms: int | None, parameters: MigrationParameters
+    history: RoundHistory, expected_ms: int | None, least_ms: int, parameters: MigrationParameters
 ) -> GiveUp:
     remaining_mib = history.remaining_pages * PAGE_BYTES / 2**20
     rate_mib = (history.pages_per_s or 0) * PAGE_BYTES / 2**20
@@ -101,6 +101,14 @@ def _give_up(
         if history.throttle_percent
         else ""
     )
+    rest = f"{remaining_mib:.1f} MiB are left, which at {rate_mib:.0f} MiB/s means {downtime}"
+    if least_ms > limit_ms:
+        why = "the stop alone takes longer than allowed"
+        rest += (
+            f", {least_ms} ms of it without anything to send, as in this host's last switchovers"
+        )
+    else:
+        why = "the guest writes faster than it can be sent"
     helps = [f"set downtime-limit to {wanted_ms} or more"]
     if not parameters.auto_converge:
         helps.append("allow the guest to be throttled (auto-converge)")
@@ -109,9 +117,8 @@ def _give_up(
     helps.append("take the downtime that it needs (on-no-convergence=switch-over)")
     return GiveUp(
         reason=(
-            f"the guest writes faster than it can be sent: after {len(history.rounds)} rounds"
-            f"{throttled} {remaining_mib:.1f} MiB are left, which at {rate_mib:.0f} MiB/s means"
-            f" {downtime} (downtime-limit {limit_ms} ms)"
+            f"{why}: after {len(history.rounds)} rounds{throttled} {rest}"
+            f" (downtime-limit {limit_ms} ms)"
         ),
         advice=", ".join(helps) + ", or try again when the guest is less busy",
     )

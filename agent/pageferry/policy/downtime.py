@@ -29,6 +29,10 @@ SWAPPED_PAGES_PER_S = 20_000.0
 REMEMBERED = 7
 """Earlier switchovers whose median counts: one that met a stalled disk must not decide for all."""
 
+LEAST_REMEMBERED = 3
+"""As long as there are fewer, what is assumed stands for the others. One slow switchover among two
+would else keep every busy guest of the host from the next one, which alone could put it right."""
+
 
 @dataclass(frozen=True, slots=True)
 class StopCosts:
@@ -46,7 +50,9 @@ class StopCosts:
         return self.scan_ns + self.round_trip_ns + self.handover_ns
 
     def remembering(self, handovers_ns: list[int], stops_ns: list[int]) -> StopCosts:
-        """With the medians of earlier switchovers, newest last; what is empty stays assumed."""
+        """With the medians of earlier switchovers, newest last, of which what is assumed makes up
+        `LEAST_REMEMBERED`.
+        """
         return replace(
             self,
             handover_ns=_median(handovers_ns, self.handover_ns),
@@ -81,5 +87,6 @@ def expected_downtime_ms(
     return least_ms + int(pages * 1000 / pages_per_s + page_in_ms) + 1
 
 
-def _median(values_ns: list[int], otherwise_ns: int) -> int:
-    return int(statistics.median(values_ns[-REMEMBERED:])) if values_ns else otherwise_ns
+def _median(values_ns: list[int], assumed_ns: int) -> int:
+    assumed = [assumed_ns] * (LEAST_REMEMBERED - len(values_ns))
+    return statistics.median_low(values_ns[-REMEMBERED:] + assumed)

@@ -32,6 +32,8 @@ class Kind(StrEnum):
     LEAKED = "leaked"
     MISPLACED = "misplaced"
     """Residency that is not the source's."""
+    FAILED = "failed"
+    """Nothing was done to the migration, and it did not carry its guest."""
 
 
 @dataclass(frozen=True, slots=True)

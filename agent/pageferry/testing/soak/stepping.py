@@ -155,6 +155,8 @@ class _Stepping:
         states = {f"{qemu.name} QEMU": qemu.status() for qemu in (source, destination)}
         outcome.findings += owners_wrong(states)
         outcome.carried = states[f"{destination.name} QEMU"] == "running"
+        if self._step.fault is Fault.NONE and not outcome.carried:
+            outcome.findings.append(Finding(Kind.FAILED, f"undisturbed, and {self._error()}"))
         ran_here = running_intervals(source.monitor.take_events(), runs_from_us=0)
         ran_there = running_intervals(destination.monitor.take_events(), runs_from_us=None)
         outcome.findings += overlaps(ran_here, ran_there)
@@ -167,6 +169,16 @@ class _Stepping:
             outcome.findings += residency_wrong(here, there, self._zero_bytes(here.resident_bytes))
         self._compare_with_word()
         outcome.findings += leaks(self._stage, [source, destination])
+
+    def _error(self) -> str:
+        """What the source says of why it did not end well."""
+        try:
+            info = self._stage.ask(
+                self._here, "query-migrate", migration_id=self._outcome.migration_id
+            )
+        except LabError as error:
+            return str(error)
+        return f"{info.get('status')}: {info.get('error-desc')}"
 
     def _zero_bytes(self, destination_may_lack_bytes: int) -> int:
         """What was sent as zeros, as the source says; all of it may be, when nobody says."""
