@@ -32,6 +32,7 @@ COSTS = {
     "mincore_ms": "mincore, ms",
     "pagemap_ms": "pagemap, ms",
     "arm_ms": "arm, ms",
+    "first_write_us": "first write to a tracked page, µs more",
     "scan_clean_ms": "scan, nothing written, ms",
     "scan_written_ms": "scan, what exists written, ms",
     "combine_ms": "combine sets, ms",

@@ -18,7 +18,7 @@ from pageferry.model.blocks import PAGE_BYTES
 from pageferry.testing.lab.cleanup import LabError, undone_by
 
 PROGRAM = r"""
-import mmap, os, sys, threading
+import mmap, os, sys, threading, time
 
 path, length = sys.argv[1], int(sys.argv[2])
 ram = mmap.mmap(os.open(path, os.O_RDWR), length)
@@ -28,9 +28,10 @@ threading.Thread(target=never.wait, daemon=True).start()
 print("ready", flush=True)
 for line in sys.stdin:
     step = int(line)
+    began_ns = time.monotonic_ns()
     for at in range(0, length, step):
         ram[at] = (ram[at] + 1) % 255 + 1
-    print("written", flush=True)
+    print("written", time.monotonic_ns() - began_ns, flush=True)
 """
 
 
@@ -58,12 +59,12 @@ class StandIn:
         """Wait until it maps the file."""
         self._expect("ready")
 
-    def write_every(self, step_bytes: int) -> None:
-        """Have it write one byte every so many; returns when that is done."""
+    def write_every(self, step_bytes: int) -> int:
+        """Have it write one byte every so many. How long that took, in ns."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{step_bytes}\n")
         self._process.stdin.flush()
-        self._expect("written")
+        return int(self._expect("written"))
 
     def page_table_bytes(self) -> int:
         """What its page tables take."""
@@ -78,11 +79,13 @@ class StandIn:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
-    def _expect(self, word: str) -> None:
+    def _expect(self, word: str) -> str:
+        """What it says after this word."""
         assert self._process.stdout is not None
-        said = self._process.stdout.readline().strip()
+        said, _, rest = self._process.stdout.readline().strip().partition(" ")
         if said != word:
             raise LabError(f"the process that stands in for QEMU said {said!r}, not {word!r}")
+        return rest
 
 
 @contextlib.contextmanager
