@@ -32,6 +32,8 @@ SOURCES = (
     "helper.c",
 )
 HEADERS = ("api.h", "inject.h", "native.h", "scatter.h", "wire.h")
+TLS_SOURCES = ("tls_context.c", "tls.c", "tls_wire.c")
+TLS_HEADERS = ("tls_api.h", "tls.h", "tls_state.h", "wire.h")
 # -Wno-unused-parameter: cffi's own generated wrappers would trip -Wextra -Werror.
 COMPILE_ARGUMENTS = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 
@@ -56,8 +58,8 @@ def make_tls_builder(sources_folder: str = "native") -> FFI:
         "pageferry.net._tls",
         "tls_api.h",
         "tls.h",
-        sources=[f"{sources_folder}/tls.c"],
-        depends=[f"{sources_folder}/{name}" for name in ("tls_api.h", "tls.h", "wire.h")],
+        sources=[f"{sources_folder}/{name}" for name in TLS_SOURCES],
+        depends=[f"{sources_folder}/{name}" for name in TLS_HEADERS],
         libraries=["ssl", "crypto"],
     )
 

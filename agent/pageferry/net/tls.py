@@ -1,6 +1,6 @@
 """Mutual TLS: contexts from a host's files, and sessions on sockets, driven step by step.
 
-The mechanism is in C on libssl (native/tls.c), so that guest pages can go through it without the
+The mechanism is in C on libssl (native/tls*.c), so that guest pages can go through it without the
 interpreter, and so that control and data connections verify their peers by the same rules:
 
 - TLS 1.3 and nothing older: every agent speaks it, so there is nobody to be compatible with.
