@@ -24,7 +24,9 @@ from tests.support import REQUIRE_ALL_VARIABLE
 PASSED, NOTHING_CHOSEN = 0, 5
 """Exit statuses of pytest."""
 
-TESTS = "tests/faults/test_matrix.py"
+MATRIX = "tests/faults/test_matrix.py"
+BESIDE = "tests/faults/test_throttled.py"
+"""Cases that have no cell in the table."""
 
 
 def main() -> int:
@@ -42,7 +44,8 @@ def main() -> int:
         results.touch()
         shards = [f"{number}/{arguments.jobs}" for number in range(arguments.jobs)]
         words = arguments.only or ""
-        failed = _run(shards, results, words) + _run(["alone"], results, words)
+        failed = _run(shards, results, words, MATRIX)
+        failed += _run(["alone"], results, words, MATRIX, BESIDE)
         found = read(results)
     if arguments.json is not None:
         lines = [asdict(found[name]) for name in sorted(found)]
@@ -54,7 +57,7 @@ def main() -> int:
     return 0
 
 
-def _run(shards: Sequence[str], results: Path, words: str) -> int:
+def _run(shards: Sequence[str], results: Path, words: str, *tests: str) -> int:
     """Run these beside each other. Returns how many have failed."""
     with ExitStack() as stack:
         processes = []
@@ -66,7 +69,7 @@ def _run(shards: Sequence[str], results: Path, words: str) -> int:
                 SHARD_VARIABLE: shard,
                 RESULTS_VARIABLE: str(results),
             }
-            command = [sys.executable, "-m", "pytest", "-q", TESTS, "-k", words]
+            command = [sys.executable, "-m", "pytest", "-q", *tests, "-k", words]
             process = subprocess.Popen(command, env=environment)
             processes.append(process)
             stack.callback(process.wait)

@@ -202,8 +202,18 @@ class World:
 
 
 @contextlib.contextmanager
-def world_of(case: Case, binary: QemuBinary, **changes: Any) -> Iterator[World]:
-    """A running guest with its cold memory in swap, ready to be migrated. *changes* to its plan."""
+def world_of(
+    case: Case,
+    binary: QemuBinary,
+    *,
+    faults: Sequence[str] = (),
+    defaults: Mapping[str, object] | None = None,
+    **changes: Any,
+) -> Iterator[World]:
+    """A running guest with its cold memory in swap, ready to be migrated. *changes* to its plan.
+
+    *faults* are asked for beside those that the case needs; *defaults* are the daemons'.
+    """
     with contextlib.ExitStack() as stack:
         values: dict[str, Any] = {"ram_mib": 64, "cold_mib": 24, "hot_mib": 6, "zero_mib": 4}
         if case.fault is Fault.SWAP_UNREADABLE:
@@ -220,7 +230,8 @@ def world_of(case: Case, binary: QemuBinary, **changes: Any) -> Iterator[World]:
                 guest.folder,
                 {GUEST_NAME: guest.source.qmp_path},
                 {GUEST_NAME: destination.qmp_path},
-                environment=_environment(case, held),
+                defaults=defaults,
+                environment=_environment(case, held, faults),
                 network=_network(ends),
             )
         )
@@ -330,7 +341,7 @@ def _before(pair: Pair) -> Before:
     )
 
 
-def _environment(case: Case, held: Path) -> dict[str, str]:
+def _environment(case: Case, held: Path, more: Sequence[str]) -> dict[str, str]:
     if case.fault is Fault.JOURNAL_FULL:
         faults = [f"{journalling(BEFORE_WRITE, case.phase)}=ENOSPC"]
     else:
@@ -339,7 +350,7 @@ def _environment(case: Case, held: Path) -> dict[str, str]:
             phases.append(IN_FLIGHT[case.phase])
         faults = [f"{in_phase(phase)}=wait:{held}" for phase in phases]
     return {
-        FAULTS_VARIABLE: ",".join(faults),
+        FAULTS_VARIABLE: ",".join((*faults, *more)),
         ENABLE_VARIABLE: ENABLED,
         WORLD_VARIABLE: str(held),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,27 @@ def test_the_guard_continues_a_guest_that_was_stopped_for_a_slice(
     assert guest.source.status() == "running"
 
 
+def test_a_guard_that_the_workers_own_monitor_keeps_out_goes_on(
+    guest: FreestandingGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when QEMU has not answered `stop`: it takes no command of the worker any more."""
+    monkeypatch.setattr("pageferry.migration.throttling.GUARD_END_S", 0.5)
+
+    async def run() -> None:
+        async with open_monitor(str(guest.source.qmp_path)) as monitor:
+            guard = await Guard.start(monitor.peer_pid, monitor.path)
+            guard.tell(b"S")
+            await monitor.execute("stop")
+            await guard.end()
+            assert (await monitor.execute("query-status"))["status"] == "paused"
+
+    trio.run(run)
+    deadline_s = time.monotonic() + 30
+    while guest.source.status() != "running":
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+
+
 def test_the_guard_leaves_a_guest_alone_that_someone_else_stopped(
     guest: FreestandingGuest,
 ) -> None:
@@ -164,11 +186,11 @@ def test_what_outlives_worker_and_guard_is_undone_by_whoever_settles(
     marker.touch()
     arguments = (guest.source.pid, str(guest.source.qmp_path), tmp_path, ID)
     for _again in range(2):
-        trio.run(undo_left_over, *arguments)
+        trio.run(partial(undo_left_over, resume=True), *arguments)
         assert guest.source.status() == "running"
         assert vcpu_cgroups(guest.source) == before
         assert not marker.exists()
     # Without the marker it is not ours to continue it.
     guest.source.monitor.execute("stop")
-    trio.run(undo_left_over, *arguments)
+    trio.run(partial(undo_left_over, resume=True), *arguments)
     assert guest.source.status() == "paused"

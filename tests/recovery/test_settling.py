@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from pageferry.migration.journal import read_journal
+from pageferry.migration.recovery import Settlement, settle
+from pageferry.migration.throttling import marker_path
 from pageferry.model.phase import DestinationPhase, SourcePhase
+from pageferry.net.encryption import Encryption
 from pageferry.testing.lab.monitor import LabMonitor
 from tests.recovery.bench import (
     ID,
@@ -115,6 +119,32 @@ def test_a_guest_that_was_never_stopped_is_left_alone(hosts: Hosts, phase: Sourc
     hosts.source.start()
     until(ours, "failed")
     assert hosts.source_qemu.status == "prelaunch", "as it was, whatever that is"
+
+
+def test_a_guest_that_a_throttle_may_have_stopped_keeps_its_journal_open_until_it_runs(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another client has QEMU's monitor, so that nobody can tell it to go on."""
+    monkeypatch.setattr("pageferry.qemu.bare.TIMEOUT_S", 0.5)
+    hosts.source_qemu.ask("cont")
+    hosts.source_qemu.ask("stop")
+    ours = hosts.source_journal(SourcePhase.ROUNDS)
+    marker = marker_path(ours.parent, ID)
+    marker.touch()
+
+    def settled() -> Settlement:
+        (found,) = trio.run(settle, ours.parent, ID, Encryption())
+        return found
+
+    with contextlib.closing(LabMonitor(hosts.source_qemu.qmp)):
+        told = settled()
+        assert (told.settled, phase_in(ours)) == (False, "rounds")
+        assert told.message.startswith("the guest is on the source, and may be stopped")
+        assert marker.exists()
+    eventually(lambda: settled().settled, "it is tried again")
+    assert phase_in(ours) == "failed"
+    assert hosts.source_qemu.status == "running"
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("phase", [DestinationPhase.READY, DestinationPhase.RECEIVING])

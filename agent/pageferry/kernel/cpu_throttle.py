@@ -145,6 +145,23 @@ def undo_throttle(pid: int) -> bool:
     return bool(found)
 
 
+def remove_throttle(label: str) -> bool:
+    """Remove the cgroups of a throttle whose threads have all ended. Idempotent; never raises.
+
+    Returns whether there were any. Looks through all cpu cgroups that this process sees: which one
+    its QEMU was in is not known any more.
+    """
+    removed = False
+    with suppress(OSError, KernelFeatureError):
+        _version, _own, mount = locate(Path("/proc/self/cgroup"), "cpu")
+        for folder, names, _files in os.walk(mount):
+            for name in names:
+                if name in (PREFIX + label, PREFIX + label + ENABLED_SUFFIX):
+                    _remove(Path(folder, name))
+                    removed = True
+    return removed
+
+
 def _threads_of(pid: int) -> Iterable[int]:
     try:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]

@@ -79,6 +79,8 @@ class SourceLeftover:
         self._answers = False
         self._changed = capabilities_noted(state)
         self._trouble = ""
+        self._stopped = ""
+        """Why the guest may still be stopped by a throttle."""
         self.found = f"the journal says {state.phase}"
         self.plan = ""
 
@@ -120,8 +122,8 @@ class SourceLeftover:
         }
 
     async def _record(self, step: SourceStep) -> SourceEvent:
-        if step is SourceStep.RECORD_KEPT:
-            await self._undo_throttle()
+        if step is SourceStep.RECORD_KEPT and not await self._undo_throttle():
+            return SourceEvent.NOT_RECORDED
         notes = {"lost": True} if step is SourceStep.RECORD_LOST else {}
         reason = "its worker ended"
         return await self._recorder.source(RULES.source_records[step], reason=reason, **notes)
@@ -136,8 +138,10 @@ class SourceLeftover:
             **{"was-running": self._resume},
         )
 
-    async def _undo_throttle(self) -> None:
-        """Its guard has done it, unless that was ended too."""
+    async def _undo_throttle(self) -> bool:
+        """Its guard has done it, unless that was ended too. Whether nothing is left to undo: until
+        then the journal stays open, so that it is tried again.
+        """
         pid = None if self._qemu.is_gone else self._qemu.pid
         try:
             await undo_left_over(
@@ -145,9 +149,13 @@ class SourceLeftover:
                 str(self._state.notes.get("qmp", "")),
                 self._state.path.parent,
                 self._state.migration_id,
+                # Slices end before the switchover; from there on taking back has seen to it.
+                resume=RULES.source_resumes_at[self._phase] is SourceStep.RECORD_KEPT,
             )
         except QemuError as error:
-            log.warning("%s: %s", self._state.migration_id, error.message)
+            self._stopped = f"the guest is on the source, and may be stopped: {error.message}"
+            return False
+        return True
 
     async def _ask(self) -> tuple[SourceEvent, str]:
         host, port = self._host, self._port
@@ -222,12 +230,7 @@ class SourceLeftover:
 
     def _outcome(self, end: SourceStep) -> str:
         if end is SourceStep.KEPT:
-            if self._qemu.is_gone:
-                return "the guest ended with its QEMU; the destination never runs it"
-            if self._phase is SourcePhase.RECLAIMED or self._word is not None:
-                state = "runs" if self._resume else "is paused"
-                return f"the guest is the source's again by an operator's word, and {state} here"
-            return "the guest is on the source, as before"
+            return self._stopped or self._kept()
         if end is SourceStep.GIVEN_AWAY:
             return "the destination runs the guest"
         if end is SourceStep.LOST:
@@ -237,6 +240,14 @@ class SourceLeftover:
                 " can have written nothing there, `cont` brings it back; else start it anew"
             )
         return self._trouble
+
+    def _kept(self) -> str:
+        if self._qemu.is_gone:
+            return "the guest ended with its QEMU; the destination never runs it"
+        if self._phase is SourcePhase.RECLAIMED or self._word is not None:
+            state = "runs" if self._resume else "is paused"
+            return f"the guest is the source's again by an operator's word, and {state} here"
+        return "the guest is on the source, as before"
 
 
 class DestinationLeftover:

@@ -18,8 +18,9 @@ import time
 from pageferry.kernel.cpu_throttle import undo_throttle
 from pageferry.qemu.bare import continue_paused
 
-TRY_FOR_S = 30.0
-"""QEMU's monitor takes the next client only when it has noticed that the last one is gone."""
+TRY_FOR_S = 300.0
+"""QEMU's monitor takes the next client only when it has noticed that the last one is gone, and
+answers only when its main loop gets to it: storage may hold that up for minutes."""
 
 
 def main() -> int:

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import trio
 
-from pageferry.kernel.cpu_throttle import VcpuThrottle, undo_throttle
+from pageferry.kernel.cpu_throttle import VcpuThrottle, remove_throttle, undo_throttle
 from pageferry.migration.progress import Progress
 from pageferry.model.errors import KernelFeatureError, MigrationFailedError, QemuError
 from pageferry.qemu.bare import continue_paused
 from pageferry.qemu.monitor import Monitor
 from pageferry.qemu.switchover import guest_status
+from pageferry.testing.faults import CPU_QUOTA, fault_point
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ LEAST_RUN_S = 0.005
 """Shorter, and stopping and continuing would be all that it does."""
 
 GUARD_START_S = 20.0
+
+GUARD_END_S = 5.0
+"""How long its end is waited for. It may have to wait for us: QEMU's monitor takes one client, and
+that may be a worker of which QEMU takes no command any more."""
 
 
 class Guard:
@@ -78,11 +83,15 @@ class Guard:
             ) from error
 
     async def end(self) -> None:
-        """Let it end, and reap it: it undoes what is left to undo."""
+        """Let it end, and reap it: it undoes what is left to undo, and goes on with it by itself
+        when that takes long.
+        """
         assert self._process.stdin is not None
         self._process.stdin.close()
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._process.wait)
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + GUARD_END_S) as scope:
+            await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+        if scope.cancelled_caught:
+            log.warning("the guard of the throttled guest goes on until QEMU answers it")
 
 
 class Throttle:
@@ -161,9 +170,10 @@ class Throttle:
     async def _begin(self, guard: Guard) -> None:
         guard.tell(b"T")
         try:
+            await trio.to_thread.run_sync(fault_point, CPU_QUOTA)
             await trio.to_thread.run_sync(self._vcpus.enter)
-        except KernelFeatureError as error:
-            log.info("%s; it is stopped for short slices instead", error.message)
+        except (KernelFeatureError, OSError) as error:
+            log.info("%s; it is stopped for short slices instead", error)
             await trio.to_thread.run_sync(_mark, self._marker)
             self._slicing = True
 
@@ -186,15 +196,24 @@ def marker_path(state_dir: Path, migration_id: str) -> Path:
     return state_dir / f"{migration_id}.throttled"
 
 
-async def undo_left_over(pid: int | None, qmp: str, state_dir: Path, migration_id: str) -> None:
-    """Undo the throttle of a worker that is gone, if its guard did not. Raises QemuError."""
-    if pid is not None and await trio.to_thread.run_sync(undo_throttle, pid):
+async def undo_left_over(
+    pid: int | None, qmp: str, state_dir: Path, migration_id: str, *, resume: bool
+) -> None:
+    """Undo the throttle of a worker that is gone, if its guard did not. *pid* None: QEMU is gone,
+    too. *resume*: a guest that a slice may have stopped is to run.
+
+    Raises QemuError when it may still be stopped; then try again.
+    """
+    if pid is None:
+        if await trio.to_thread.run_sync(remove_throttle, migration_id):
+            log.info("%s: the cgroup in which its guest was throttled is removed", migration_id)
+    elif await trio.to_thread.run_sync(undo_throttle, pid):
         log.warning("QEMU process %d was still throttled; it has its CPU time back", pid)
     marker = marker_path(state_dir, migration_id)
     if not marker.exists():
         return
     try:
-        if pid is not None and await trio.to_thread.run_sync(continue_paused, qmp):
+        if pid is not None and resume and await trio.to_thread.run_sync(continue_paused, qmp):
             log.warning("the guest at %s was still stopped by the throttle, and runs again", qmp)
     except (OSError, ValueError) as error:
         raise QemuError(

@@ -16,13 +16,13 @@ class BareMonitor:
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(TIMEOUT_S)
+        self._lines = self._socket.makefile("r", encoding="utf-8")
         try:
             self._socket.connect(path)
-            self._lines = self._socket.makefile("r", encoding="utf-8")
             self._lines.readline()
             self.execute("qmp_capabilities")
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
 
     def execute(self, command: str) -> Any:

@@ -68,6 +68,9 @@ BEFORE_SYNC: Final = "before-sync"
 
 JOURNAL_STAGES: Final = (BEFORE_WRITE, HALF_WRITTEN, BEFORE_SYNC)
 
+CPU_QUOTA: Final = "cpu-quota"
+"""Giving the vCPUs of a guest a quota. An errno makes it a host that does not allow that."""
+
 HANG_S: Final = 3600.0
 
 WAIT_INTERVAL_S: Final = 0.005
@@ -93,7 +96,8 @@ def role_of(phase: Phase) -> str:
 _PHASES: Final[tuple[Phase, ...]] = (*SourcePhase, *DestinationPhase)
 
 POINTS: Final = frozenset(
-    {in_phase(phase) for phase in _PHASES}
+    {CPU_QUOTA}
+    | {in_phase(phase) for phase in _PHASES}
     | {journalling(stage, phase) for stage in JOURNAL_STAGES for phase in _PHASES}
 )
 """Every fault point there is."""
@@ -122,8 +126,8 @@ def requested_faults() -> dict[str, str]:
     if unknown:
         raise FaultsError(
             f"{FAULTS_VARIABLE} names {', '.join(unknown)}; there are the rules"
-            f" {', '.join(RULES)}, and the points in-SIDE-PHASE and"
-            f" journal-{{{','.join(JOURNAL_STAGES)}}}-SIDE-PHASE"
+            f" {', '.join(RULES)}, and the points {CPU_QUOTA}, in-SIDE-PHASE"
+            f" and journal-{{{','.join(JOURNAL_STAGES)}}}-SIDE-PHASE"
         )
     for name, value in wanted.items():
         _check(name, value)
