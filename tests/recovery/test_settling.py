@@ -209,6 +209,46 @@ def test_the_source_qemu_ended_in_the_switchover(hosts: Hosts, is_replaced: bool
             assert another.status == "prelaunch", "it is another guest, or this one started anew"
 
 
+def test_a_source_that_settles_has_the_destination_settle_too(hosts: Hosts) -> None:
+    """It asks for its guest back, which the destination was not told to run."""
+    handed_over(hosts)
+    for each in (hosts.source, hosts.destination):
+        each.start()
+        each.wait_ready()
+    # Neither daemon knows of them.
+    theirs = hosts.destination_journal(DestinationPhase.LOADED)
+    ours = hosts.source_journal(SourcePhase.COMMIT)
+
+    done = hosts.source.recover("--dry-run", ID)
+    assert done.returncode == 5
+    assert "to do: ask 127.0.0.1 to give the guest up" in done.stdout
+    assert (phase_in(ours), phase_in(theirs)) == ("commit", "loaded")
+
+    done = hosts.source.recover(ID)
+    assert done.returncode == 0, done.stdout
+    assert (phase_in(ours), phase_in(theirs)) == ("failed", "aborted")
+    assert hosts.destination_qemu.is_gone()
+    assert hosts.source_qemu.status == "running"
+
+
+def test_a_guest_that_the_destination_was_told_to_run_is_not_asked_for(hosts: Hosts) -> None:
+    handed_over(hosts)
+    for each in (hosts.source, hosts.destination):
+        each.start()
+        each.wait_ready()
+    theirs = hosts.destination_journal(DestinationPhase.COMMITTED)
+    ours = hosts.source_journal(SourcePhase.COMMIT)
+    done = hosts.source.recover(ID)
+    assert done.returncode == 5, done.stdout
+    assert "to do: nothing yet" in done.stdout
+    assert (phase_in(ours), phase_in(theirs)) == ("commit", "committed")
+    assert hosts.source_qemu.status == "postmigrate"
+    (told,) = hosts.destination.recovered(ID)
+    assert told["phase"] == "running"
+    (told,) = hosts.source.recovered(ID)
+    assert told["phase"] == "completed"
+
+
 def test_a_destination_without_a_journal_settles_nothing(hosts: Hosts) -> None:
     """Its state directory may have been lost, and the guest run there."""
     handed_over(hosts)

@@ -37,6 +37,8 @@ class FakeHooks:
     answer: list[dict[str, Any]] = field(default_factory=list)
     estimated: list[dict[str, Any]] = field(default_factory=list)
     converges: bool = True
+    phase: str = "aborted"
+    phase_once_settled: str = ""
     verdict: Verdict = Verdict.OK
     looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
@@ -45,6 +47,7 @@ class FakeHooks:
     ) -> list[dict[str, Any]]:
         self.words.append(word)
         self.settled.append(migration_id)
+        self.phase = self.phase_once_settled or self.phase
         return [{"migration-id": migration_id, **each} for each in self.answer]
 
     async def plan(
@@ -57,7 +60,7 @@ class FakeHooks:
         ]
 
     def journalled_phase(self, _state_dir: Path, migration_id: str) -> tuple[str, str, str]:
-        return "aborted", f"asked for {migration_id}", self.asked_guest
+        return self.phase, f"asked for {migration_id}", self.asked_guest
 
     async def residency(self, qmp: Path, cells: int | None) -> dict[str, Any]:
         self.looked_at.append((qmp, cells))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from pageferry.daemon.listener import Listener
 from pageferry.model.errors import PeerLostError
 from pageferry.net.control import ControlStream
 from pageferry.wire.messages import (
+    Abort,
+    Aborted,
     Attach,
     Hello,
+    Message,
     Query,
     QueryReply,
     Ready,
@@ -106,6 +110,77 @@ async def test_peer_asks_what_became_of_a_migration(tmp_path: Path) -> None:
             )
             with pytest.raises(PeerLostError):
                 await control.receive()
+
+
+async def demanded(bench: DaemonBench) -> Message | None:
+    """What a source hears that asks for its guest back; None when the connection ends."""
+    async with await connect(bench) as stream:
+        control = ControlStream(stream, Exchange(Role.SOURCE))
+        await control.send(Query(migration_id=MIGRATION))
+        with trio.fail_after(10):
+            await control.receive()
+            with contextlib.suppress(PeerLostError):
+                await control.send(Abort(kind="unknown", message="", advice=""))
+                return await control.receive()
+    return None
+
+
+@pytest.mark.parametrize("phase", ["ready", "receiving", "device", "loaded", "refused"])
+async def test_a_source_gets_its_guest_back_that_was_not_taken(tmp_path: Path, phase: str) -> None:
+    async with running_daemon(tmp_path) as bench:
+        bench.hooks.phase, bench.hooks.phase_once_settled = phase, "aborted"
+        assert await demanded(bench) == Aborted()
+        assert bench.hooks.settled == [MIGRATION]
+
+
+@pytest.mark.parametrize("phase", ["committed", "running", "lost", "no-journal", "unreadable"])
+async def test_what_was_taken_or_is_not_known_is_not_given_up(tmp_path: Path, phase: str) -> None:
+    async with running_daemon(tmp_path) as bench:
+        bench.hooks.phase, bench.hooks.phase_once_settled = phase, "aborted"
+        assert await demanded(bench) is None
+        assert bench.hooks.settled == []
+
+
+async def test_only_what_the_journal_says_afterwards_is_promised(tmp_path: Path) -> None:
+    async with running_daemon(tmp_path) as bench:
+        bench.hooks.phase = "loaded"
+        assert await demanded(bench) is None
+        assert bench.hooks.settled == [MIGRATION]
+
+
+async def test_a_worker_is_asked_first_and_by_the_source_that_it_has(tmp_path: Path) -> None:
+    async with running_daemon(tmp_path) as bench:
+        bench.guest("slow")
+        bench.hooks.phase = "loaded"
+        async with await connect(bench) as stream:
+            await stream.send_all(encode_head(hello("slow"), 0))
+            await bench.packet("job")
+            (migration,) = bench.supervisor.migrations.running()
+            migration.fingerprint = "of another agent"
+            assert await demanded(bench) is None
+            assert [each["type"] for each in bench.packets()] == ["job"]
+            migration.fingerprint = ""
+            bench.hooks.phase_once_settled = "aborted"
+            assert await demanded(bench) == Aborted()
+            await bench.packet("cancel")
+            assert migration.finished.is_set()
+
+
+async def test_those_that_may_demand_are_bounded_in_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is one too many has its answer, and asks again."""
+    monkeypatch.setattr(listener_module, "MAX_DEMANDS", 1)
+    async with running_daemon(tmp_path) as bench, await connect(bench) as stream:
+        bench.hooks.phase, bench.hooks.phase_once_settled = "loaded", "aborted"
+        first = ControlStream(stream, Exchange(Role.SOURCE))
+        await first.send(Query(migration_id=MIGRATION))
+        with trio.fail_after(10):
+            await first.receive()
+        assert await demanded(bench) is None
+        await first.send(Abort(kind="unknown", message="", advice=""))
+        with trio.fail_after(10):
+            assert await first.receive() == Aborted()
 
 
 @pytest.mark.parametrize(

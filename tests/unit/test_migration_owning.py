@@ -131,7 +131,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the destination's agent answers to each question; the last one for ever."""
     given: list[str] = []
 
-    async def query(*_arguments: object) -> str:
+    async def query(*_arguments: object, demand: bool) -> str:
+        assert demand, "a destination that can still give the guest up is to do so"
         answer = given.pop(0) if len(given) > 1 else given[0]
         if not answer:
             raise PeerLostError("cannot be reached")

@@ -129,7 +129,11 @@ class Leftovers:
         told = []
         async with self._lock:
             for each in wanted:
-                told += await self._outcomes(each, only_plan=only_plan, word=word)
+                outcomes = await self._outcomes(each, only_plan=only_plan, word=word)
+                if all(outcome.get("settled") for outcome in outcomes):
+                    # Its guest is free for another migration from now on.
+                    self._open.pop(each, None)
+                told += outcomes
         return told
 
     async def _try(self, migration_id: str) -> None:

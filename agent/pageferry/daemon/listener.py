@@ -9,6 +9,7 @@ message from it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from typing import Final
@@ -18,15 +19,26 @@ import trio
 from pageferry.certificates.files import Side
 from pageferry.daemon.admission import may_ask
 from pageferry.daemon.config import Config
+from pageferry.daemon.giving_up import give_up
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.supervisor import Supervisor
-from pageferry.model.errors import PageferryError, RefusedError
+from pageferry.model.errors import PageferryError, PeerLostError, RefusedError
 from pageferry.net.address import Address
 from pageferry.net.caller import Caller, meet_caller, peer_name
 from pageferry.net.control import ControlStream
 from pageferry.net.data import tune
 from pageferry.net.encryption import Credentials
-from pageferry.wire.messages import Attach, Hello, Message, Query, QueryReply, Refuse
+from pageferry.policy.ownership import may_demand
+from pageferry.wire.messages import (
+    Abort,
+    Aborted,
+    Attach,
+    Hello,
+    Message,
+    Query,
+    QueryReply,
+    Refuse,
+)
 from pageferry.wire.session import Exchange, Role
 
 log = logging.getLogger(__name__)
@@ -45,6 +57,12 @@ NOT_ALLOWED: Final = "not-allowed"
 
 MAX_QUERIES: Final = 16
 """Connections that ask what became of a migration, at once."""
+
+DEMAND_S: Final = 5.0
+"""How long a source may take to ask for its guest back, once it has its answer."""
+
+MAX_DEMANDS: Final = 16
+"""Connections that may do so, at once; further ones end with the answer, and ask anew."""
 
 
 async def open_listeners(
@@ -79,6 +97,7 @@ class Listener:
         self._strangers: dict[int, trio.CancelScope] = {}
         self._callers = 0
         self._queries = 0
+        self._demands = 0
         self.credentials = Credentials(config.encryption.directory, Side.SERVER)
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
@@ -140,12 +159,17 @@ class Listener:
 
     async def _say_last(self, caller: Caller, answer: Message) -> None:
         """Answer the first message of a connection that ends with the answer."""
+        with trio.move_on_after(ANSWER_S):
+            control = await self._say(caller, answer)
+            await control.aclose()
+
+    @staticmethod
+    async def _say(caller: Caller, answer: Message) -> ControlStream:
         exchange = Exchange(Role.DESTINATION)
         exchange.receive(caller.message)
-        with trio.move_on_after(ANSWER_S):
-            control = ControlStream(caller.stream, exchange)
-            await control.send(answer)
-            await control.aclose()
+        control = ControlStream(caller.stream, exchange)
+        await control.send(answer)
+        return control
 
     async def _attach(self, caller: Caller, attach: Attach) -> None:
         # trio's sockets are non-blocking, and that belongs to what both descriptors share; the
@@ -160,6 +184,7 @@ class Listener:
         if self._queries >= MAX_QUERIES:
             log.warning("%d queries at once; that of %s dropped", MAX_QUERIES, caller.peer)
             return
+        control: ControlStream | None = None
         self._queries += 1
         log.info("%s: %s asks what became of it", query.migration_id, caller.peer)
         try:
@@ -176,6 +201,28 @@ class Listener:
                     guest,
                 )
                 phase, detail = NOT_ALLOWED, "[peers] here does not let this agent send that guest"
-            await self._say_last(caller, QueryReply(phase=phase, detail=detail))
+            with trio.move_on_after(ANSWER_S):
+                control = await self._say(caller, QueryReply(phase=phase, detail=detail))
         finally:
             self._queries -= 1
+        if control is None:
+            return
+        if may_demand(phase) and self._demands < MAX_DEMANDS:
+            self._demands += 1
+            try:
+                await self._await_demand(caller, control, query.migration_id)
+            finally:
+                self._demands -= 1
+        with trio.move_on_after(ANSWER_S):
+            await control.aclose()
+
+    async def _await_demand(self, caller: Caller, control: ControlStream, what: str) -> None:
+        """The source may ask for the guest back now; most close the connection instead."""
+        message: Message | None = None
+        with trio.move_on_after(DEMAND_S), contextlib.suppress(PeerLostError):
+            message = await control.receive()
+        if not isinstance(message, Abort):
+            return
+        if await give_up(self._supervisor, self._hooks, what, caller.certificate):
+            with trio.move_on_after(ANSWER_S):
+                await control.send(Aborted())

@@ -127,6 +127,7 @@ class _Committing:
                     self._job.migration_id,
                     self._job.encryption,
                     self._job.check_receiver,
+                    demand=True,
                 )
             except PageferryError:
                 return SourceEvent.TOLD_UNDECIDED

@@ -39,6 +39,7 @@ from pageferry.policy.ownership import (
     DestinationStep,
     SourceEvent,
     SourceStep,
+    may_demand,
     told,
 )
 from pageferry.qemu.monitor import Monitor
@@ -77,6 +78,8 @@ class SourceLeftover:
         self._host, self._port = note(state, "host", str, ""), note(state, "port", int, 0)
         self._receivers = receivers_noted(state)
         self._answers = False
+        self._is_to_demand = False
+        self._stack: AsyncExitStack | None = None
         self._changed = capabilities_noted(state)
         self._trouble = ""
         self._stopped = ""
@@ -86,6 +89,7 @@ class SourceLeftover:
 
     async def look(self, stack: AsyncExitStack) -> None:
         """Find out how things stand, and what is to be done. Changes nothing."""
+        self._stack = stack
         if self._ownership.step is SourceStep.ASK:
             event, answer = await self._ask()
             self.found += f"; {answer}"
@@ -106,6 +110,8 @@ class SourceLeftover:
 
     async def settle(self) -> str:
         """Do it. Returns what came of it, in words."""
+        if self._is_to_demand:
+            await self._demand()
         if self._ownership.step is SourceStep.ASK:
             self._ownership.on(SourceEvent.ASKED_ENOUGH)
         end = await self._ownership.follow(self._deeds())
@@ -157,16 +163,34 @@ class SourceLeftover:
             return False
         return True
 
-    async def _ask(self) -> tuple[SourceEvent, str]:
+    async def _demand(self) -> None:
+        """The destination has not written that it was told to run the guest: it is to give it
+        up.
+        """
+        event, answer = await self._ask(demand=True)
+        if event is SourceEvent.TOLD_UNDECIDED:
+            self._trouble = f"{answer}, and does not give it up: the guest stays paused here"
+            return
+        self._ownership.on(event)
+        if self._ownership.step is SourceStep.TAKE_BACK and self._stack is not None:
+            await self._qemu.look(self._stack)
+
+    async def _ask(self, *, demand: bool = False) -> tuple[SourceEvent, str]:
         host, port = self._host, self._port
         try:
             phase = await query_destination(
-                host, port, self._state.migration_id, self._encryption, self._receivers.check
+                host,
+                port,
+                self._state.migration_id,
+                self._encryption,
+                self._receivers.check,
+                demand=demand,
             )
         except PageferryError as error:
             return SourceEvent.TOLD_UNDECIDED, f"it may run on {host}: {error.message}"
         # One that has lost its state directory cannot be told from one that was set up anew.
         self._answers = phase != "no-journal"
+        self._is_to_demand = may_demand(phase)
         if phase == "no-journal":
             answer = (
                 f"the agent at {host}:{port} has no journal of it: its state directory was lost,"
@@ -220,13 +244,20 @@ class SourceLeftover:
                 " and start it anew"
             )
         return {
-            SourceStep.ASK: "",
+            SourceStep.ASK: self._planned_demand() if self._is_to_demand else "",
             SourceStep.TAKE_BACK: "close the journal: the guest ended with its QEMU",
             SourceStep.RECORD_KEPT: "close the journal: the guest was not stopped for it",
             SourceStep.RECORD_GIVEN_AWAY: "close the journal: the guest is the destination's",
             SourceStep.RECORD_LOST: "close the journal: the guest was the destination's, and ended"
             " there with its QEMU",
         }[step]
+
+    def _planned_demand(self) -> str:
+        back = "let the guest run here again" if self._resume else "leave it paused, as it was"
+        return (
+            f"ask {self._host} to give the guest up, since it has not written that it was told to"
+            f" run it; when it has promised that, {back}"
+        )
 
     def _outcome(self, end: SourceStep) -> str:
         if end is SourceStep.KEPT:

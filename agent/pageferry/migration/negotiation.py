@@ -18,13 +18,17 @@ from pageferry.migration.job import MAX_VERSION, MIN_VERSION, SourceJob
 from pageferry.migration.packing import BatchPacking, PackingSettings
 from pageferry.migration.peer import M, Peer
 from pageferry.model.errors import PageferryError, PeerLostError, RefusedError
+from pageferry.model.phase import DestinationPhase
 from pageferry.net.address import Address
 from pageferry.net.connecting import Route, find_route, open_control, open_data
 from pageferry.net.control import ControlStream
 from pageferry.net.encryption import Encryption
+from pageferry.policy.ownership import may_demand
 from pageferry.qemu.look import GuestView
 from pageferry.wire.limits import MAX_PROSE_CHARS, MAX_WORDS, PACKED_SINCE_VERSION
 from pageferry.wire.messages import (
+    Abort,
+    Aborted,
     Attach,
     Describe,
     Hello,
@@ -37,6 +41,11 @@ from pageferry.wire.messages import (
 
 MAX_COMMAND_CHARS = 32768
 """Of a command line that is told: a quarter of what a message's meta may be, at most."""
+
+DEMAND = "the source has had no answer to its commit, and asks for the guest back"
+
+DEMAND_TIMEOUT_S = 25.0
+"""A QEMU that is ended gives its guest's memory back first, which takes seconds."""
 
 ANSWER_TIMEOUT_S = 60.0
 """The destination looks at its QEMU, searches /proc for other mappers and clears the RAM file."""
@@ -124,8 +133,12 @@ async def query_destination(
     migration_id: str,
     encryption: Encryption,
     check: Callable[[CertificateInfo], None],
+    *,
+    demand: bool = False,
 ) -> str:
     """The phase in the destination's journal, ``no-journal`` when it has none of this migration.
+    With *demand*, a destination that has not written that it was told to run the guest is asked to
+    give it up, and what it says then counts.
 
     *check* raises PageferryError for a certificate whose holder's word does not count. Raises
     PageferryError when the agent cannot be reached, does not answer, or may not be believed.
@@ -135,14 +148,29 @@ async def query_destination(
     try:
         with trio.fail_after(ANSWER_TIMEOUT_S):
             reply = await stream.receive()
+        if not isinstance(reply, QueryReply):
+            raise PageferryError(f"the agent at {host}:{port} did not answer the question")
+        if demand and may_demand(reply.phase) and await _is_given_up(stream):
+            return DestinationPhase.ABORTED.value
     except trio.TooSlowError as error:
         raise PeerLostError(f"the agent at {host}:{port} does not answer") from error
     finally:
         with trio.CancelScope(shield=True), contextlib.suppress(Exception):
             await stream.aclose()
-    if not isinstance(reply, QueryReply):
-        raise PageferryError(f"the agent at {host}:{port} did not answer the question")
     return reply.phase
+
+
+async def _is_given_up(stream: ControlStream) -> bool:
+    """Demand on a recovery connection that the destination gives the guest up. Whether it has
+    promised that; an agent that does not know the demand closes the connection.
+    """
+    with trio.move_on_after(DEMAND_TIMEOUT_S):
+        try:
+            await stream.send(Abort(kind="unknown", message=DEMAND, advice=""))
+            return isinstance(await stream.receive(), Aborted)
+        except PageferryError:
+            return False
+    return False
 
 
 async def _answer(peer: Peer, job: SourceJob, kind: type[M]) -> M:

@@ -286,6 +286,20 @@ def told(phase: str, rules: Rules = RULES) -> SourceEvent:
     return rules.told.get(phase, SourceEvent.TOLD_UNDECIDED)
 
 
+def may_demand(phase: str, rules: Rules = RULES) -> bool:
+    """Whether a source that asks, and hears that the destination's journal says *phase*, may demand
+    that the destination gives the guest up: by that phase it would do so after a crash.
+
+    The demand is no event of its own. To a worker there it is a cancel, which comes before Commit
+    or too late; without a worker the journal is settled. Only the promise that follows counts.
+    """
+    try:
+        step = rules.destination_resumes_at[DestinationPhase(phase)]
+    except ValueError:
+        return False
+    return step in (DestinationStep.RECORD_ABORTED, DestinationStep.END_QEMU)
+
+
 def may_give_up(step: SourceStep | DestinationStep, rules: Rules = RULES) -> bool:
     """Whether a failure or a cancel still ends the migration in this step."""
     if isinstance(step, SourceStep):

@@ -69,7 +69,8 @@ happens, also when the connection breaks. From then on S owns it again only afte
 promises never to start it: Aborted (D's Abort crossed with Commit) or CommitFailed.
 ``source_may_resume`` says so, ``outcome_unknown`` says that neither promise nor Running has come.
 D says Aborted and CommitFailed only when they are durably true. On a recovery connection S asks
-with Query what became of the migration, and may demand with Abort that it ends. This Exchange
+with Query what became of the migration, and may demand with Abort that it ends; D then says Aborted
+once that is true, or closes the connection. This Exchange
 cannot know whether Commit was said before on another connection, and takes it that it was.
 """
 

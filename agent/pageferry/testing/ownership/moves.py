@@ -26,6 +26,7 @@ from pageferry.policy.ownership import (
     SourceStep,
     destination_after,
     is_end,
+    may_demand,
     may_give_up,
     source_after,
     told,
@@ -161,6 +162,9 @@ class Explorer:
                 if world.to_destination and world.to_destination[0] == ABORT:
                     heard = world._replace(to_destination=world.to_destination[1:])
                     yield self._at_dest(heard, who, step, _DE.GIVE_UP, "hears abort")
+                if world.demand:
+                    asked = world._replace(demand=False)
+                    yield self._at_dest(asked, who, step, _DE.GIVE_UP, "is asked to give it up")
                 if world.destination_qemu in (D_GONE, OTHER):
                     yield self._at_dest(world, who, step, _DE.GIVE_UP, "QEMU is gone")
         if step in self._destination_records:
@@ -322,10 +326,16 @@ class Explorer:
             event = told(world.answer, self._rules)
             heard = world._replace(answer=None)
             name = f"told {world.answer}"
+            if event is _SE.TOLD_UNDECIDED and may_demand(world.answer, self._rules):
+                heard, name = heard._replace(demand=True), f"{name}, and demands that it ends"
             yield self._at_source(heard, who, step, event, name)
             yield self._at_source(
                 world, who, step, event, f"{name}, and once more later", fault=True
             )
+
+        if world.demand and not self._physics.demand_waits_for_the_journal:
+            promised = world._replace(answer=_DP.ABORTED.value, demand=False)
+            yield Move("the demand is answered at once", False, promised)
 
     def _declare_gone(self, world: World, who: str) -> Moves:
         """The operator's word. With the host all that ran on it is gone, and what was under way to
@@ -340,6 +350,7 @@ class Explorer:
                 connected=False,
                 to_destination=(),
                 answer=None,
+                demand=False,
             )
         step = SourceStep.ASK.value
         yield self._at_source(after, who, step, _SE.DECLARED_GONE, "the word is given", fault=True)
@@ -463,3 +474,5 @@ class Explorer:
                     yield Move(f"the last message {queue} is lost", True, after)
         if world.answer is not None:
             yield Move("the answer is lost", True, world._replace(answer=None))
+        if world.demand:
+            yield Move("the demand is lost", True, world._replace(demand=False))

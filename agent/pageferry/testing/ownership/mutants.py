@@ -91,6 +91,10 @@ MUTANTS: Final[Mapping[str, Physics]] = {
     "no journal is taken for a promise": Physics(
         replace(RULES, told=_told(**{NO_JOURNAL: SE.TOLD_ABORTED})), journal_can_be_lost=True
     ),
+    # A worker there may just hear Commit, which was under way.
+    "a demand to give the guest up is answered before it is true": Physics(
+        demand_waits_for_the_journal=False, phases_are_checked=False
+    ),
     "the source recovers from commit by resuming": _with(
         source_resumes_at={**RULES.source_resumes_at, SP.COMMIT: S.TAKE_BACK}
     ),

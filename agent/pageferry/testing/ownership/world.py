@@ -48,6 +48,8 @@ class World(NamedTuple):
     to_source: tuple[str, ...] = ()
     answer: str | None = None
     """The phase that an answer under way says, which may be old by the time it is heard."""
+    demand: bool = False
+    """Whether the source's demand that the destination gives the guest up is under way."""
     came_back: bool = False
     """Whether the guest ran on the source after it had been stopped for the switchover."""
     ran: bool = False
@@ -83,6 +85,8 @@ class Physics:
     """Whether another QEMU at the same socket is told from the one that the journal is about."""
     phases_are_checked: bool = True
     """Whether a journal refuses a phase that may not follow; off, to see what comes of it."""
+    demand_waits_for_the_journal: bool = True
+    """Whether a demand is answered only when the destination's journal has the promise."""
     word_is_true: bool = True
     """Whether the destination's host is really switched off when an operator says so."""
     journal_can_be_lost: bool = False
