@@ -25,7 +25,7 @@ PASSED, NOTHING_CHOSEN = 0, 5
 """Exit statuses of pytest."""
 
 MATRIX = "tests/faults/test_matrix.py"
-BESIDE = "tests/faults/test_throttled.py"
+BESIDE = tuple(f"tests/faults/test_{name}.py" for name in ("throttled", "commit", "demanded"))
 """Cases that have no cell in the table."""
 
 
@@ -45,7 +45,7 @@ def main() -> int:
         shards = [f"{number}/{arguments.jobs}" for number in range(arguments.jobs)]
         words = arguments.only or ""
         failed = _run(shards, results, words, MATRIX)
-        failed += _run(["alone"], results, words, MATRIX, BESIDE)
+        failed += _run(["alone"], results, words, MATRIX, *BESIDE)
         found = read(results)
     if arguments.json is not None:
         lines = [asdict(found[name]) for name in sorted(found)]

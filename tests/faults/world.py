@@ -207,12 +207,14 @@ def world_of(
     binary: QemuBinary,
     *,
     faults: Sequence[str] = (),
+    waits: Sequence[str] = (),
     defaults: Mapping[str, object] | None = None,
     **changes: Any,
 ) -> Iterator[World]:
     """A running guest with its cold memory in swap, ready to be migrated. *changes* to its plan.
 
-    *faults* are asked for beside those that the case needs; *defaults* are the daemons'.
+    *faults* are asked for beside those that the case needs, and *waits* are further points at which
+    it is held; *defaults* are the daemons'.
     """
     with contextlib.ExitStack() as stack:
         values: dict[str, Any] = {"ram_mib": 64, "cold_mib": 24, "hot_mib": 6, "zero_mib": 4}
@@ -225,6 +227,7 @@ def world_of(
         ends = stack.enter_context(cable()) if needs_network(case) else None
         held = guest.folder / "held"
         held.mkdir()
+        faults = (*faults, *(f"{point}=wait:{held}" for point in waits))
         here, there = stack.enter_context(
             run_daemon_pair(
                 guest.folder,

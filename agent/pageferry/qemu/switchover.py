@@ -15,6 +15,7 @@ import trio
 
 from pageferry.model.errors import MigrationFailedError, QemuError
 from pageferry.qemu.monitor import Event, Monitor
+from pageferry.testing.faults import BEFORE_CONT, fault_point
 
 FD_NAME = "pageferry"
 
@@ -197,6 +198,7 @@ class DestinationHandover:
         checks all that it needs before it starts a vCPU (QEMU's qmp_cont). Without one QEMU is gone
         or did not answer, and whether the guest has run is not known.
         """
+        await trio.to_thread.run_sync(fault_point, BEFORE_CONT)
         await self._monitor.execute("cont", timeout_s=CONT_TIMEOUT_S)
         try:
             return await guest_status(self._monitor)

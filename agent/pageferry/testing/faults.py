@@ -93,10 +93,13 @@ def role_of(phase: Phase) -> str:
     return "source" if isinstance(phase, SourcePhase) else "destination"
 
 
+BEFORE_CONT: Final = "before-cont"
+"""A destination's QEMU has answered that it is there, and is told to run the guest next."""
+
 _PHASES: Final[tuple[Phase, ...]] = (*SourcePhase, *DestinationPhase)
 
 POINTS: Final = frozenset(
-    {CPU_QUOTA}
+    {BEFORE_CONT, CPU_QUOTA}
     | {in_phase(phase) for phase in _PHASES}
     | {journalling(stage, phase) for stage in JOURNAL_STAGES for phase in _PHASES}
 )
@@ -126,7 +129,7 @@ def requested_faults() -> dict[str, str]:
     if unknown:
         raise FaultsError(
             f"{FAULTS_VARIABLE} names {', '.join(unknown)}; there are the rules"
-            f" {', '.join(RULES)}, and the points {CPU_QUOTA}, in-SIDE-PHASE"
+            f" {', '.join(RULES)}, and the points {BEFORE_CONT}, {CPU_QUOTA}, in-SIDE-PHASE"
             f" and journal-{{{','.join(JOURNAL_STAGES)}}}-SIDE-PHASE"
         )
     for name, value in wanted.items():
