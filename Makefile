@@ -92,7 +92,7 @@ libvirt-test: $(READY)
 	$(PYTHON) -m pytest tests/libvirt
 
 MINUTES := 5
-FUZZED := control data first jsonstream journal config
+FUZZED := control answers data first jsonstream journal config
 
 # Findings are left in .cache/fuzz, what is new in its corpus too; a finding ends the run.
 fuzz: $(READY)

@@ -13,7 +13,7 @@ from pageferry.model.phase import DestinationPhase, SourcePhase
 from pageferry.wire import messages as m
 from pageferry.wire.frames import PAYLOAD_HEAD_BYTES, PREAMBLE_BYTES, encode_head
 from pageferry.wire.messages import encode
-from tests.wire.pair import DESCRIBE, HELLO, WHOLE, S
+from tests.wire.pair import DESCRIBE, HELLO, WHOLE, D, S
 
 CORPUS: Final = Path(__file__).with_name("corpus")
 
@@ -46,6 +46,17 @@ def control() -> Iterator[bytes]:
     yield b"\xff" + encode(m.Query("ab" * 8)) + encode(m.Abort("cancelled", "x", "y"))
     yield b"\xff" + encode(HELLO) + encode(DESCRIBE) + encode(m.Ping(1))
     yield b"\xff\x93\xce\xff\xff\xff\xff"
+
+
+def answers() -> Iterator[bytes]:
+    """What a destination says, whole and in parts, and to a source that asks."""
+    said = [encode(message) for speaker, message in WHOLE if speaker is D]
+    for count in range(1, len(said) + 1):
+        yield b"\xffh" + b"".join(said[:count])
+    asked = encode(m.QueryReply("loaded", ""))
+    yield b"\x07?" + asked + encode(m.Aborted())
+    yield b"\xff?" + asked + encode(m.Running("running"))
+    yield b"\xffh" + encode(m.Refuse("no", "x"))
 
 
 def data() -> Iterator[bytes]:
@@ -111,7 +122,7 @@ def config() -> Iterator[bytes]:
 
 def main() -> None:
     """Write them."""
-    for make in (control, data, first, jsonstream, journal, config):
+    for make in (control, answers, data, first, jsonstream, journal, config):
         folder = CORPUS / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for seed in make():

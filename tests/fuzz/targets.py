@@ -41,6 +41,7 @@ from pageferry.wire.messages import (
     encode,
 )
 from pageferry.wire.session import Exchange, Role
+from tests.wire.pair import HELLO, WHOLE, S
 
 BLOCK_PAGES: Final = 1000
 
@@ -68,16 +69,29 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 def fuzz_control(data: bytes) -> None:
     """The control connection at the destination: frames, messages, and their order. The first byte
     says in which pieces the rest comes."""
+    _listen(data, Exchange(Role.DESTINATION), _ANSWERS)
+
+
+def fuzz_answers(data: bytes) -> None:
+    """The same at the source, where the second byte says whether it migrates or asks."""
+    exchange = Exchange(Role.SOURCE)
+    first: m.Message = m.Query("ab" * 8) if data[1:2] == b"?" else HELLO
+    exchange.send(first)
+    _listen(data[:1] + data[2:], exchange, tuple(each for who, each in WHOLE if who is S))
+
+
+def _listen(data: bytes, exchange: Exchange, answers: tuple[Message, ...]) -> None:
+    """Hear *data*, and say of *answers* whatever may be said."""
     if not data:
         return
-    decoder, exchange = FrameDecoder(), Exchange(Role.DESTINATION)
+    decoder = FrameDecoder()
     try:
         for piece in pieces(data[1:], data[0] + 1):
             decoder.feed(piece)
             while (message := decoder.next_frame()) is not None:
                 _survives(message)
                 exchange.receive(message)
-                _answer(exchange)
+                _answer(exchange, answers)
     except RemoteProtocolError:
         return
     assert len(decoder._buffer) <= MAX_META_BYTES + (1 << 20) + 300
@@ -90,9 +104,9 @@ def _survives(message: Message) -> None:
     assert again.next_frame() == message
 
 
-def _answer(exchange: Exchange) -> None:
-    """Say what a destination says as soon as it may, so that the peer gets further."""
-    for answer in _ANSWERS:
+def _answer(exchange: Exchange, answers: tuple[Message, ...]) -> None:
+    """Say what is said next as soon as it may be, so that the peer gets further."""
+    for answer in answers:
         if exchange.may_send(answer):
             try:
                 exchange.send(answer)
@@ -221,6 +235,7 @@ def fuzz_config(data: bytes) -> None:
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "control": fuzz_control,
+    "answers": fuzz_answers,
     "data": fuzz_data,
     "first": fuzz_first,
     "jsonstream": fuzz_jsonstream,
