@@ -14,6 +14,15 @@ from pathlib import Path
 import pytest
 
 from pageferry.kernel.cgroup import memory_cgroup_named
+from pageferry.model.phase import DestinationPhase
+from pageferry.testing.faults import (
+    BEFORE_WRITE,
+    ENABLE_VARIABLE,
+    ENABLED,
+    FAULTS_VARIABLE,
+    journalling,
+    reached_path,
+)
 from pageferry.testing.lab.cgroups import hierarchy
 from pageferry.testing.lab.cleanup import lab_name
 from pageferry.testing.lab.daemons import LabDaemon, MigrateResult, run_daemon
@@ -220,6 +229,34 @@ def test_killed_worker_leaves_nothing_of_it(site: Site) -> None:
     wait_for(lambda: control.execute("query-migrate")["status"] == "failed", "the end")
     control.close()
     wait_for(lambda: not site.leftovers(), f"nothing to be left: {site.leftovers()}")
+    assert site.guest.source.status() == "running"
+
+
+@pytest.mark.parametrize("with_daemon", [False, True])
+def test_worker_killed_before_its_first_record_leaves_nothing_of_it(
+    site: Site, with_daemon: bool
+) -> None:
+    """QEMU has been started, and no journal says so yet."""
+    held = site.folder / "held"
+    held.mkdir()
+    point = journalling(BEFORE_WRITE, DestinationPhase.READY)
+    site.there.stop()
+    site.there.environment = {FAULTS_VARIABLE: f"{point}=wait:{held}", ENABLE_VARIABLE: ENABLED}
+    site.there.start()
+    control = site.start_slowly()
+    wait_for(reached_path(held, point).exists, "the first record")
+    pid = site.wait_launched()
+    (worker,) = [each for each in site.there.workers() if each != pid]
+    if with_daemon:
+        site.there.kill()
+    os.kill(worker, signal.SIGKILL)
+    if with_daemon:
+        assert site.leftovers()
+        site.there.start()
+    wait_for(lambda: control.execute("query-migrate")["status"] == "failed", "the end")
+    control.close()
+    wait_for(lambda: not site.leftovers(), f"nothing to be left: {site.leftovers()}")
+    assert not list(site.there.state_directory.glob("*.launched*"))
     assert site.guest.source.status() == "running"
 
 

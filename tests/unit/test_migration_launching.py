@@ -17,6 +17,8 @@ from pageferry.model.launch import Launch
 from pageferry.testing.lab.hosts import is_root
 from tests.support import need
 
+ID = "0123456789abcdef"
+
 GREETER = """
 import socket, sys, time
 server = socket.socket(socket.AF_UNIX)
@@ -44,7 +46,7 @@ def greeter(qmp: Path, ram: Path) -> Launch:
 async def test_failure_to_start_quotes_what_was_said(tmp_path: Path) -> None:
     launch = shell("echo it cannot be >&2; exit 3")
     with pytest.raises(RefusedError, match="exit status 3; it said: it cannot be"):
-        async with waiting_qemu(launch, str(tmp_path / "qmp"), "web1", tmp_path):
+        async with waiting_qemu(launch, str(tmp_path / "qmp"), "web1", tmp_path, ID):
             pass
     assert (tmp_path / "qemu" / "web1.log").read_text() == "it cannot be\n"
 
@@ -54,7 +56,7 @@ async def test_its_user_and_groups_are_the_configured_ones(tmp_path: Path) -> No
     user = pwd.getpwnam("nobody")
     launch = shell("id -u; id -G; exit 1", uid=user.pw_uid, gid=user.pw_gid, groups=(user.pw_gid,))
     with pytest.raises(RefusedError, match=f"it said: {user.pw_uid}\n{user.pw_gid} "):
-        async with waiting_qemu(launch, str(tmp_path / "qmp"), "web1", tmp_path):
+        async with waiting_qemu(launch, str(tmp_path / "qmp"), "web1", tmp_path, ID):
             pass
 
 
@@ -66,7 +68,7 @@ async def test_it_gets_none_of_our_descriptors_or_variables(
         os.set_inheritable(ours.fileno(), True)
         launch = shell("ls /proc/$$/fd | tr '\\n' ' '; env | grep -c PAGEFERRY; exit 1")
         with pytest.raises(RefusedError) as caught:
-            async with waiting_qemu(launch, str(tmp_path / "qmp"), "web1", tmp_path):
+            async with waiting_qemu(launch, str(tmp_path / "qmp"), "web1", tmp_path, ID):
                 pass
     said = caught.value.message.split("it said: ")[1].split(" (all")[0].split()
     assert said[-1] == "0"
@@ -83,7 +85,7 @@ async def test_it_ends_with_the_error_that_comes_before_the_commit(tmp_path: Pat
     found: list[LaunchedQemu | None] = []
 
     async def give_up() -> None:
-        async with waiting_qemu(greeter(qmp, ram), str(qmp), "web1", tmp_path) as launching:
+        async with waiting_qemu(greeter(qmp, ram), str(qmp), "web1", tmp_path, ID) as launching:
             found.append(launching.launched)
             assert launching.launched is not None
             assert launching.launched.identity.is_alive
@@ -107,7 +109,7 @@ async def test_it_stays_once_the_guest_may_run_in_it(tmp_path: Path) -> None:
     found: list[Launching] = []
 
     async def commit() -> None:
-        async with waiting_qemu(greeter(qmp, ram), str(qmp), "web1", tmp_path) as launching:
+        async with waiting_qemu(greeter(qmp, ram), str(qmp), "web1", tmp_path, ID) as launching:
             found.append(launching)
             launching.keep()
             raise GivenUpError
@@ -118,7 +120,7 @@ async def test_it_stays_once_the_guest_may_run_in_it(tmp_path: Path) -> None:
     assert launched is not None
     assert launched.identity.is_alive
     # And one that waits already is nobody's to start or to end.
-    async with waiting_qemu(shell("exit 1"), str(qmp), "web1", tmp_path) as other:
+    async with waiting_qemu(shell("exit 1"), str(qmp), "web1", tmp_path, ID) as other:
         assert other.launched is None
     assert await launched.end()
     assert ram.exists(), "it was there before"

@@ -10,7 +10,13 @@ from typing import Any, Final
 from pageferry.control.info import FINAL_STATUSES
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
-from pageferry.migration.journal import JournalError, holder_of, journals, read_journal
+from pageferry.migration.journal import (
+    JournalError,
+    holder_of,
+    journals,
+    read_journal,
+    unrecorded_path,
+)
 from pageferry.model.errors import PageferryError
 from pageferry.model.phase import DestinationPhase, SourcePhase, is_over
 
@@ -92,6 +98,8 @@ def open_journals(state_dir: Path, migration_id: str | None = None) -> list[Open
             log.error("%s", error)
             found.append(OpenJournal(its_id, role, "unreadable"))
             continue
+        if state is None and unrecorded_path(state_dir, its_id).exists():
+            found.append(OpenJournal(its_id, role, "empty"))
         if state is not None and not is_over(state.known_phase):
             guest, qmp = str(state.notes.get("guest", "")), str(state.notes.get("qmp", ""))
             found.append(OpenJournal(its_id, role, state.phase, guest, qmp))

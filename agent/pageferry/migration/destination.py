@@ -151,7 +151,9 @@ class DestinationMigration:
             )
             described = await peer.expect(Describe)
             launch = completed_launch(job.launch, described.command_line, job.guest, job.qmp)
-            async with waiting_qemu(launch, job.qmp, job.guest, job.state_dir) as qemu:
+            async with waiting_qemu(
+                launch, job.qmp, job.guest, job.state_dir, job.migration_id
+            ) as qemu:
                 await self._receive_into(qemu, journal, peer, described)
         except Exception as error:
             reason = explained(error)

@@ -98,6 +98,13 @@ def journal_path(state_dir: Path, migration_id: str, role: str) -> Path:
     return state_dir / f"{migration_id}.{role}.journal"
 
 
+def unrecorded_path(state_dir: Path, migration_id: str) -> Path:
+    """Where a destination's worker keeps what QEMU it has started until its journal says so: for
+    whoever comes after it. Not synced, since QEMU does not outlive a crash of the host.
+    """
+    return state_dir / f"{migration_id}.launched"
+
+
 class Journal:
     """The journal being written. `record` returns only when the phase is on disk."""
 

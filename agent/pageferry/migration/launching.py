@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ import trio
 
 from pageferry.kernel.cgroup import MemoryCgroup, memory_cgroup_named, memory_cgroup_of
 from pageferry.kernel.identity import ProcessIdentity, process_identity, signal_process
+from pageferry.migration.journal import unrecorded_path
 from pageferry.migration.owning import ended
 from pageferry.model.errors import KernelFeatureError, RefusedError
 from pageferry.model.launch import Launch
@@ -101,16 +103,39 @@ class LaunchedQemu:
         return True
 
 
+async def end_unrecorded(path: Path) -> bool:
+    """End the QEMU that the file at *path* is about, of a migration whose journal is empty. Whether
+    nothing is left of it.
+    """
+    try:
+        launched = _read_unrecorded(path)
+    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
+        log.error("%s does not say what was started: %r", path, error)
+        return False
+    has_ended = await launched.end()
+    if has_ended:
+        _remove_files([str(path)])
+    return has_ended
+
+
+def _read_unrecorded(path: Path) -> LaunchedQemu:
+    return LaunchedQemu.from_notes(json.loads(path.read_bytes()))
+
+
 @asynccontextmanager
 async def waiting_qemu(
-    launch: Launch | None, qmp: str, guest: str, state_dir: Path
+    launch: Launch | None, qmp: str, guest: str, state_dir: Path, migration_id: str
 ) -> AsyncIterator[Launching]:
     """See to it that a QEMU listens at *qmp*: start one where none does and *launch* says how.
 
     On an error out of the block the QEMU that was started here is ended, unless it was `keep`-ed.
     Raises RefusedError when it does not start, with what it said.
     """
-    launching = Launching(qmp, state_dir / "qemu" / f"{guest.replace('/', '_')}.log")
+    launching = Launching(
+        qmp,
+        state_dir / "qemu" / f"{guest.replace('/', '_')}.log",
+        unrecorded_path(state_dir, migration_id),
+    )
     try:
         if launch is not None and not listens(qmp):
             await launching.start(launch, guest)
@@ -126,11 +151,12 @@ async def waiting_qemu(
 class Launching:
     """Starting one QEMU, and undoing that."""
 
-    def __init__(self, qmp: str, log_path: Path) -> None:
+    def __init__(self, qmp: str, log_path: Path, unrecorded: Path) -> None:
         self.launched: LaunchedQemu | None = None
         """None: it was there before us."""
         self._qmp = qmp
         self._log_path = log_path
+        self._unrecorded = unrecorded
         self._process: subprocess.Popen[bytes] | None = None
         self._cgroup_before: MemoryCgroup | None = None
         self._cgroup_made: MemoryCgroup | None = None
@@ -152,21 +178,20 @@ class Launching:
         try:
             self._enter_cgroup(launch.cgroup)
             self._process = self._spawn(launch)
+            self._note(self._process.pid)
             log.info("started %s for guest %s: process %d", program, guest, self._process.pid)
             pid = await self._answering(guest)
         except OSError as error:
             raise _refused(guest, f"{program}: {error.strerror}") from error
         except KernelFeatureError as error:
             raise _refused(guest, error.message) from error
-        identity = process_identity(pid)
-        if identity is None:
+        self.launched = self._note(pid)
+        if self.launched is None:
             raise _refused(guest, f"it ended at once; {self._last_words()}")
-        self.launched = LaunchedQemu(
-            identity,
-            self._qmp,
-            tuple(_files_of(self._new_files)),
-            str(self._cgroup_made.path) if self._cgroup_made is not None else "",
-        )
+
+    def recorded(self) -> None:
+        """The journal says on disk what was started."""
+        self._unrecorded.unlink(missing_ok=True)
 
     async def undo(self) -> None:
         """End what was started, unless it is kept."""
@@ -174,7 +199,8 @@ class Launching:
             return
         self._leave_cgroup()
         if self.launched is not None:
-            await self.launched.end()
+            if not await self.launched.end():
+                return
         elif self._process is not None:
             # Not answering yet, so it need not be QEMU: the process that we started, at least.
             self._process.kill()
@@ -183,11 +209,25 @@ class Launching:
             _remove_files(self._new_files)
         if self.launched is None and self._cgroup_made is not None:
             await _remove_cgroup(self._cgroup_made.path)
+        self._unrecorded.unlink(missing_ok=True)
 
     def reap(self) -> None:
         """Take notice of its end where it has ended; it is our child as long as we live."""
         if self._process is not None:
             self._process.poll()
+
+    def _note(self, pid: int) -> LaunchedQemu | None:
+        """What that process is, kept until the journal has it; None when it has ended."""
+        identity = process_identity(pid)
+        if identity is None:
+            return None
+        made = str(self._cgroup_made.path) if self._cgroup_made is not None else ""
+        found = LaunchedQemu(identity, self._qmp, tuple(_files_of(self._new_files)), made)
+        fresh = self._unrecorded.with_suffix(".launched-new")
+        # All that may be there by the time that it is read.
+        fresh.write_text(json.dumps({**found.as_notes(), "files": self._new_files}))
+        fresh.rename(self._unrecorded)
+        return found
 
     def _spawn(self, launch: Launch) -> subprocess.Popen[bytes]:
         self._log_path.parent.mkdir(mode=0o700, exist_ok=True)

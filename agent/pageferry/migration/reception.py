@@ -102,6 +102,7 @@ class Reception:
                 **{"guest-running": self.described.guest_running},
                 **self._launch_notes(),
             )
+            self.qemu.recorded()
             async with self._stack:
                 await self._take_in(receiver, qemu)
         except BaseException as error:

@@ -7,11 +7,15 @@ works beside a worker, nor twice at once.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+import trio
 
 from pageferry.migration.journal import (
     ROLES,
@@ -21,8 +25,10 @@ from pageferry.migration.journal import (
     JournalState,
     journal_path,
     read_journal,
+    unrecorded_path,
 )
 from pageferry.migration.journalled import UnfitNotesError
+from pageferry.migration.launching import end_unrecorded
 from pageferry.migration.leftover import DestinationLeftover, SourceLeftover
 from pageferry.model.gone import DestinationGone
 from pageferry.model.phase import is_over, phase_of
@@ -127,7 +133,7 @@ async def _settle(
         return bare(UNREADABLE, False, f"{error}. {LEFT_ALONE}")
     try:
         if state is None:
-            return bare("empty", True, "nothing had begun")
+            return await _settle_empty(path, only_plan=only_plan)
         if is_over(state.known_phase):
             return _settlement(state, state.phase, "it was over")
         return await _settle_open(state, journal, encryption, only_plan=only_plan, word=word)
@@ -135,6 +141,22 @@ async def _settle(
         return bare(UNREADABLE, False, f"{error}. {LEFT_ALONE}")
     finally:
         journal.close()
+
+
+async def _settle_empty(path: Path, *, only_plan: bool) -> Settlement:
+    """A journal without a record: the worker may have died after it had started a QEMU."""
+    migration_id, role = path.name.split(".")[:2]
+    unrecorded = unrecorded_path(path.parent, migration_id)
+    settled, message, plan = True, "nothing had begun", ""
+    if role == "destination" and await trio.to_thread.run_sync(unrecorded.exists):
+        plan = "end the QEMU that was started for it, and into which nothing came"
+        if only_plan:
+            settled, message = False, "a QEMU was started, and nothing else had begun"
+        elif await end_unrecorded(unrecorded):
+            message = "nothing had begun; the QEMU that was started for it has ended"
+        else:
+            settled, message = False, f"the QEMU of which {unrecorded} says does not end"
+    return Settlement(migration_id, role, "", "empty", settled, message, plan=plan)
 
 
 async def _settle_open(
@@ -150,6 +172,10 @@ async def _settle_open(
         leftover = SourceLeftover(state, journal, encryption, word)
     else:
         leftover = DestinationLeftover(state, journal)
+        if not only_plan:
+            # The journal says what was started.
+            with contextlib.suppress(OSError):
+                os.unlink(unrecorded_path(state.path.parent, state.migration_id))
     async with AsyncExitStack() as stack:
         await leftover.look(stack)
         message = leftover.found if only_plan else await leftover.settle()
