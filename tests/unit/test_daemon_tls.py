@@ -427,6 +427,30 @@ async def test_who_may_ask_what_became_of_a_migration(tmp_path: Path, pki: Pki) 
             assert answer.phase == phase
 
 
+async def test_only_its_source_gets_a_guest_back_from_a_worker(tmp_path: Path, pki: Pki) -> None:
+    async with daemon_with_tls(tmp_path, pki) as bench:
+        bench.guest("slow")
+        bench.hooks.phase, port = "loaded", bench.config.listen.port
+
+        async def demanded(host: str) -> str:
+            encryption = Encryption(pki.folder / host, loopback=True)
+            check = Receivers().check
+            with trio.fail_after(20):
+                return await query_destination(
+                    "127.0.0.1", port, MIGRATION, encryption, check, demand=True
+                )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_ignoring_its_end, route_to(bench, pki), hello("slow"))
+            await bench.packet("job")
+            assert await demanded("host-c.example") == "loaded"
+            assert [packet["type"] for packet in bench.packets()] == ["job"]
+            bench.hooks.phase_once_settled = "aborted"
+            assert await demanded("host-a.example") == "aborted"
+            await bench.packet("cancel")
+            nursery.cancel_scope.cancel()
+
+
 async def test_without_rules_whoever_has_a_certificate_may_ask(tmp_path: Path, pki: Pki) -> None:
     async with daemon_with_tls(tmp_path, pki) as bench:
         answer = await _asked(bench, pki, "host-c.example")

@@ -187,7 +187,8 @@ class SourceLeftover:
                 demand=demand,
             )
         except PageferryError as error:
-            return SourceEvent.TOLD_UNDECIDED, f"it may run on {host}: {error.message}"
+            why = f"{error.message} ({error.advice})"
+            return SourceEvent.TOLD_UNDECIDED, f"it may run on {host}: {why}"
         # One that has lost its state directory cannot be told from one that was set up anew.
         self._answers = phase != "no-journal"
         self._is_to_demand = may_demand(phase)
