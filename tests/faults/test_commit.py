@@ -46,7 +46,7 @@ def allow_no_record(daemon: LabDaemon, worker: int) -> None:
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (most, hard))
 
 
-@pytest.mark.parametrize("phase", [S.DEVICE, D.LOADED])
+@pytest.mark.parametrize("phase", [S.DEVICE, D.LOADED] if IS_WHOLE else [S.DEVICE])
 def test_a_commit_whose_record_does_not_fit(phase: Phase, newest_qemu: QemuBinary) -> None:
     """The one after this phase. What was written of it is no record."""
     with world_of(Case(phase, Fault.CANCELLED_AT_SOURCE), newest_qemu) as world:

@@ -50,7 +50,8 @@ CASES: Final = [
     (D.COMMITTED, "committed", None, Owner.DESTINATION),
 ]
 
-CHOSEN: Final = CASES if WHOLE_VARIABLE in os.environ else CASES[:1]
+# The other one takes 5 s more: the destination leaves a source time to read its last word.
+CHOSEN: Final = CASES if WHOLE_VARIABLE in os.environ else CASES[1:]
 
 
 @pytest.mark.usefixtures("host_swap")

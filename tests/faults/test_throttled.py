@@ -89,7 +89,7 @@ STRUCK: Final[Mapping[str, Throttled]] = {
 }
 
 
-QUICK: Final = ("quota-all-and-qemu-killed", "slices-worker-killed", "slices-all-killed")
+QUICK: Final = ("quota-all-and-qemu-killed", "slices-worker-killed")
 """The cut for every day."""
 
 CHOSEN: Final = list(STRUCK if WHOLE_VARIABLE in os.environ else QUICK)
