@@ -81,6 +81,7 @@ async def test_set_changes_a_running_migration_and_the_defaults(tmp_path: Path) 
         (["slow", "downtime=5"], "no parameter 'downtime'"),
         (["slow", "downtime-limit=soon"], "a whole number"),
         (["slow", "page-in-window=4X"], "a size"),
+        (["slow", "timeout=nan"], "a number"),
         (["slow", "verify=perhaps"], "on or off"),
         (["slow", "residency-way=guess"], "pagemap, cachestat, mincore"),
         (["slow", "verify"], "give verify a value"),

@@ -73,6 +73,8 @@ async def test_plain_client_gives_typed_results(tmp_path: Path) -> None:
             client.execute("frob")
         assert caught.value.error_class == "CommandNotFound"
         assert client.execute("query-version")["package"] == client.version["package"]
+        with pytest.raises(CommandError, match="is no number"):
+            client.set_parameters({"timeout": float("nan")})
 
     async with running_daemon(tmp_path) as bench:
         bench.guest("web")
@@ -114,6 +116,9 @@ async def test_trio_client_waits_for_many_at_once(tmp_path: Path) -> None:
                 for name in names:
                     nursery.start_soon(carry, name)
             assert (await client.status()).running_migrations == 0
+            # Sent, it could only be answered without its ID, and the caller would wait for ever.
+            with pytest.raises(CommandError, match="is no number"):
+                await client.set_parameters({"timeout": float("inf")})
     assert ended == dict.fromkeys(names, "completed")
 
 
@@ -122,6 +127,7 @@ async def test_trio_client_waits_for_many_at_once(tmp_path: Path) -> None:
     [
         (b"HTTP/1.1 400 Bad Request\r\n", "does not speak"),
         (b'{"hello": 1}\r\n', "does not speak"),
+        (b'{"QMP": {"version": {"package": "Debian 1:7.2"}, "capabilities": []}}', "a QEMU"),
         (b"", "closed the connection"),
         (None, "does not answer"),
     ],

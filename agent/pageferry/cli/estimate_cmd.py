@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.output import duration, print_json, size
-from pageferry.cli.values import GUEST_NAME_COMPLETION, size_of
+from pageferry.cli.values import GUEST_NAME_COMPLETION, number_of, size_of
 from pageferry.control.client import open_client
 from pageferry.control.info import Estimate
 
@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
     guest = parser.add_argument("guest", metavar="GUEST", help="its name, or its QMP socket")
     guest.complete = GUEST_NAME_COMPLETION  # type: ignore[attr-defined]
-    parser.add_argument("--sample", type=float, metavar="S", help="track writes for so long (2)")
+    parser.add_argument(
+        "--sample", type=number_of, metavar="S", help="track writes for so long (2)"
+    )
     parser.add_argument(
         "--bandwidth", type=size_of, metavar="SIZE", help="of the network per second, as in 1200M"
     )

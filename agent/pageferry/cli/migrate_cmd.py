@@ -11,7 +11,7 @@ import trio
 from pageferry.cli.attached import Attached
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.presenting import presenter_for
-from pageferry.cli.values import GUEST_NAME_COMPLETION, size_of
+from pageferry.cli.values import GUEST_NAME_COMPLETION, number_of, size_of
 from pageferry.control.client import open_client
 from pageferry.model.parameters import COMPRESSION_MODES, NO_CONVERGENCE_CHOICES
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--compression-level", type=int, metavar="N", help="-7 to 19 (default: 1)")
     parser.add_argument("--max-rounds", type=int, metavar="N", help="rounds at most")
-    parser.add_argument("--timeout", type=float, metavar="S", help="give up after so long")
+    parser.add_argument("--timeout", type=number_of, metavar="S", help="give up after so long")
     parser.add_argument(
         "--max-bandwidth", type=size_of, metavar="SIZE", help="send no more than that per second"
     )

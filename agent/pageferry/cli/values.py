@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Final
@@ -26,6 +27,17 @@ def size_of(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write as in 65536, 512K or 4M")
     return int(match[1]) * _FACTORS[match[2].lower()]
+
+
+def number_of(text: str) -> float:
+    """A number; "nan" and "inf" are none, as in JSON. Raises ArgumentTypeError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return number
 
 
 def parameters_from(assignments: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +69,7 @@ def _value(member: Member, text: str) -> Any:
             return size_of(text)
         if kind is Builtin.NUMBER:
             wanted = "a number"
-            return float(text)
+            return number_of(text)
         if kind is Builtin.BOOL:
             wanted = "on or off"
             return _TRUTH[text.lower()]

@@ -83,11 +83,12 @@ class ControlClient:
         request: dict[str, Any] = {"execute": command, "id": call_id}
         if arguments:
             request["arguments"] = without_none(arguments)
+        text = encoded(request)
         if self._lost:
             raise gone(self._path)
         self._calls[call_id] = call
         try:
-            await self._send(request)
+            await self._send(text)
             await call.answered.wait()
         finally:
             del self._calls[call_id]
@@ -145,25 +146,22 @@ class ControlClient:
     doctor = _method(calls.doctor)
     recover = _method(calls.recover)
 
-    async def _send(self, request: dict[str, Any]) -> None:
+    async def _send(self, text: bytes) -> None:
         try:
             async with self._lock:
                 # A command sent in part would spoil the stream for the other tasks.
                 with trio.CancelScope(shield=True):
-                    await self._stream.send_all(jsonstream.encode(request))
+                    await self._stream.send_all(text)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise gone(self._path) from error
 
     async def _negotiate(self) -> None:
         try:
-            self.version = (await self._receive())["QMP"]["version"]
-            await self._send({"execute": "qmp_capabilities", "id": 0})
+            self.version = version_of(await self._receive(), self._path)
+            await self._send(encoded({"execute": "qmp_capabilities", "id": 0}))
             _ = (await self._receive())["return"]
         except (ValueError, KeyError, TypeError, jsonstream.TooLongError) as error:
-            raise DaemonUnreachableError(
-                f"{self._path}: what listens there does not speak as pageferryd does",
-                advice="check the path of the control socket",
-            ) from error
+            raise stranger(self._path) from error
 
     async def _receive(self) -> dict[str, Any]:
         """One message, before the reader runs; the daemon sends nothing unasked till then."""
@@ -251,6 +249,35 @@ def gone(path: Path) -> DaemonUnreachableError:
 def without_none(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that were given."""
     return {key: value for key, value in arguments.items() if value is not None}
+
+
+def encoded(request: dict[str, Any]) -> bytes:
+    """A command as it is sent. Raises CommandError for numbers that JSON does not have, which the
+    daemon could only answer without an ``id``."""
+    try:
+        return jsonstream.encode(request)
+    except ValueError as error:
+        raise CommandError(f"{request['execute']} has an argument that is no number") from error
+
+
+def version_of(greeting: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The version in a greeting, which must be pageferryd's: QEMU greets in the same way. Raises
+    DaemonUnreachableError, KeyError and TypeError."""
+    version: Mapping[str, Any] = greeting["QMP"]["version"]
+    if not str(version["package"]).startswith("pageferry"):
+        raise DaemonUnreachableError(
+            f"what listens on {path} speaks QMP, but is a QEMU",
+            advice="give the control socket of pageferryd, not a guest's QMP socket",
+        )
+    return version
+
+
+def stranger(path: Path) -> DaemonUnreachableError:
+    """The error for something else that listens there."""
+    return DaemonUnreachableError(
+        f"{path}: what listens there does not speak as pageferryd does",
+        advice="check the path of the control socket",
+    )
 
 
 def silent(path: Path) -> DaemonUnreachableError:

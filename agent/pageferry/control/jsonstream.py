@@ -124,8 +124,11 @@ class JsonSplitter:
 
 
 def encode(value: dict[str, Any]) -> bytes:
-    """One line, as every reader of QMP expects it from a server."""
-    return json.dumps(value, separators=(", ", ": ")).encode() + b"\r\n"
+    """One line, as every reader of QMP expects it from a server.
+
+    Raises ValueError for numbers that JSON does not have: NaN and the infinities.
+    """
+    return json.dumps(value, separators=(", ", ": "), allow_nan=False).encode() + b"\r\n"
 
 
 def parse_object(text: bytes) -> dict[str, Any]:

@@ -25,10 +25,12 @@ from pageferry.control.calls import Call
 from pageferry.control.client import (
     DEFAULT_SOCKET,
     MAX_REPLY_BYTES,
-    DaemonUnreachableError,
+    encoded,
     gone,
     silent,
+    stranger,
     unreachable,
+    version_of,
     without_none,
 )
 from pageferry.control.errors import GENERIC_ERROR, CommandError
@@ -73,7 +75,7 @@ class SyncClient:
         request: dict[str, Any] = {"execute": command, "id": self._last_id}
         if arguments:
             request["arguments"] = without_none(arguments)
-        self._send(request)
+        self._send(encoded(request))
         while True:
             message = self._message(None)
             if message is not None and message.get("id") == self._last_id:
@@ -156,10 +158,10 @@ class SyncClient:
             self._events.append(event_of(message))
         return message
 
-    def _send(self, request: dict[str, Any]) -> None:
+    def _send(self, text: bytes) -> None:
         self._socket.settimeout(None)
         try:
-            self._socket.sendall(jsonstream.encode(request))
+            self._socket.sendall(text)
         except OSError as error:
             raise gone(self._path) from error
 
@@ -168,8 +170,8 @@ class SyncClient:
         greeting = self._message(deadline)
         if greeting is None:
             raise silent(self._path)
-        self.version = greeting["QMP"]["version"]
-        self._send({"execute": "qmp_capabilities", "id": 0})
+        self.version = version_of(greeting, self._path)
+        self._send(encoded({"execute": "qmp_capabilities", "id": 0}))
         answer = self._message(deadline)
         if answer is None:
             raise silent(self._path)
@@ -191,8 +193,5 @@ def connect(path: Path = DEFAULT_SOCKET, *, timeout_s: float = 5.0) -> Iterator[
         try:
             client._negotiate(timeout_s)
         except (ValueError, KeyError, TypeError, jsonstream.TooLongError) as error:
-            raise DaemonUnreachableError(
-                f"{path}: what listens there does not speak as pageferryd does",
-                advice="check the path of the control socket",
-            ) from error
+            raise stranger(path) from error
         yield client
