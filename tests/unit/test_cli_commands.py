@@ -207,9 +207,25 @@ async def test_hang_up_detaches(tmp_path: Path) -> None:
         assert bench.supervisor.migrations.running()
 
 
-async def _signalled(bench: DaemonBench, number: int) -> tuple[int, list[dict[str, Any]]]:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_watcher_that_is_stopped_leaves_the_migration_alone(
+    tmp_path: Path, number: int
+) -> None:
+    async with running_daemon(tmp_path) as bench:
+        bench.guest("slow")
+        await cli(bench, "migrate", "slow", TARGET, "--detach", "--json")
+        returned, lines = await _signalled(bench, number, "watch", "slow")
+        assert returned == 0
+        assert lines[-1]["event"] == "detached"
+        assert [each.status for each in bench.supervisor.migrations.running()] == ["active"]
+
+
+async def _signalled(
+    bench: DaemonBench, number: int, *verb: str
+) -> tuple[int, list[dict[str, Any]]]:
+    words = verb or ("migrate", "slow", TARGET)
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "pageferry.cli.main", "migrate", "slow", TARGET, "--json"],
+        [sys.executable, "-m", "pageferry.cli.main", *words, "--json"],
         stdout=subprocess.PIPE,
         env={**os.environ, "PAGEFERRY_SOCKET": str(bench.config.control_socket)},
     )

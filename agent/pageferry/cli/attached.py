@@ -17,9 +17,21 @@ from pageferry.control.info import MigrationInfo
 
 
 class Attached:
-    """One attachment. `follow` once."""
+    """One attachment. `follow` once.
 
-    def __init__(self, client: ControlClient, migration_id: str, presenter: Presenter) -> None:
+    Who *only_watches* did not start it, so that a signal without a question at a terminal is the
+    watcher's end and not the migration's: a monitor that is stopped must not cancel what it sees.
+    """
+
+    def __init__(
+        self,
+        client: ControlClient,
+        migration_id: str,
+        presenter: Presenter,
+        *,
+        only_watches: bool = False,
+    ) -> None:
+        self._only_watches = only_watches
         self._client = client
         self._migration_id = migration_id
         self._presenter = presenter
@@ -59,12 +71,17 @@ class Attached:
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             answer = "detach"
-            if number != signal.SIGHUP and not self._cancelling:
+            if self._concerns_the_migration(number) and not self._cancelling:
                 answer = await self._ask(signals)
             if answer == "detach":
                 self._scope.cancel()
             elif answer == "cancel":
                 await self._cancel()
+
+    def _concerns_the_migration(self, number: int) -> bool:
+        if self._only_watches:
+            return number == signal.SIGINT and self._presenter.can_ask
+        return number != signal.SIGHUP
 
     async def _ask(self, signals: AsyncIterator[int]) -> str:
         """The operator's answer; a second Ctrl-C at the question means to cancel."""

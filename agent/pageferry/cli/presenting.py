@@ -26,6 +26,10 @@ class Presenter(Protocol):
     def report(self, report: MigrationInfo | Event) -> None:
         """Something was reported."""
 
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody is there to answer `asked_to_stop`."""
+
     async def asked_to_stop(self) -> str:
         """The operator pressed Ctrl-C: ``cancel``, ``detach`` or ``go-on``."""
 
@@ -66,6 +70,10 @@ class JsonPresenter:
             self._last = report.raw
             print_json({"event": "status", "info": dict(report.raw)})
 
+    @property
+    def can_ask(self) -> bool:
+        return False
+
     async def asked_to_stop(self) -> str:
         return "cancel"
 
@@ -105,9 +113,13 @@ class TerminalPresenter:
         if isinstance(report, MigrationInfo):
             self._display.show(report)
 
+    @property
+    def can_ask(self) -> bool:
+        return sys.stdin.isatty()
+
     async def asked_to_stop(self) -> str:
         """Cancellable at the prompt; the terminal is then as before."""
-        if not sys.stdin.isatty():
+        if not self.can_ask:
             return "cancel"
         self._display.stop()
         try:

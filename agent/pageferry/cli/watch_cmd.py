@@ -20,7 +20,10 @@ SUMMARY = "attach to a running migration"
 DESCRIPTION = """\
 Follows the running migration of GUEST, or the one with that ID, as `pageferry migrate` does: the
 same picture, the same JSON lines, the same question at Ctrl-C, the same exit status. Any number of
-terminals may be attached to one migration. One that is over is shown as it ended."""
+terminals may be attached to one migration. One that is over is shown as it ended.
+
+Where nobody can be asked, without a terminal, SIGINT and SIGTERM only end the watching: the
+migration goes on, and the exit status is 0, after a last line with "event":"detached"."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +45,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
                 raise CommandError(f"{arguments.reference} is in no migration")
             presenter.started(info.migration_id, info.guest, info.destination or "this host")
             try:
-                return await Attached(client, info.migration_id, presenter).follow(signals)
+                attached = Attached(client, info.migration_id, presenter, only_watches=True)
+                return await attached.follow(signals)
             finally:
                 presenter.close()
