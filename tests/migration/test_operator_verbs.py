@@ -70,6 +70,11 @@ def test_doctor_finds_this_host_fit_and_the_guest_where_it_is(pair: Pair) -> Non
     assert {check["section"] for check in checks} == {
         *("kernel", "host", "tls", "guest", "destination"),
     }
+    done = source.run_cli("doctor", GUEST_NAME, "--to", destination.address, "--json")
+    there = [check for check in json.loads(done.stdout) if check["section"] == "destination"]
+    assert [check["name"] for check in there] == ["agent", "guest", "memory", "swap", "tmpfs"]
+    assert not [check for check in there if check["verdict"] == "blocked"], there
+    assert there[3]["free-bytes"] > 0
     done = destination.run_cli("doctor", GUEST_NAME, "--json")
     found = {check["name"]: check for check in json.loads(done.stdout)}
     assert found["configuration"]["found"] == "can be carried, as a destination"

@@ -20,7 +20,8 @@ from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.main import run_daemon
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.model.gone import DestinationGone
-from pageferry.model.verdict import Check, Verdict
+from pageferry.model.residency import ResidencyBytes
+from pageferry.model.verdict import Check, Room, Verdict
 from pageferry.net.address import Address
 
 WORKER = str(Path(__file__).with_name("fake_worker.py"))
@@ -40,6 +41,8 @@ class FakeHooks:
     phase: str = "aborted"
     phase_once_settled: str = ""
     verdict: Verdict = Verdict.OK
+    sides: list[str | None] = field(default_factory=list)
+    room: Room = field(default_factory=lambda: Room(1 << 30, 4 << 20, 1 << 30))
     looked_at: list[tuple[Path, int | None]] = field(default_factory=list)
 
     async def settle(
@@ -76,8 +79,10 @@ class FakeHooks:
             Check("host", "swap", Verdict.DEGRADED, "no swap is on", "switch swap on"),
         ]
 
-    async def check_guest(self, name: str, qmp: Path) -> list[Check]:
-        return [Check("guest", "ram", Verdict.OK, f"12 MiB at {qmp}", "", name)]
+    async def check_guest(self, name: str, qmp: Path, side: str | None) -> list[Check]:
+        self.sides.append(side)
+        ram = ResidencyBytes(resident_bytes=12 << 20, swapped_bytes=5 << 20)
+        return [Check("guest", "ram", Verdict.OK, f"12 MiB at {qmp}", "", name, ram=ram)]
 
     async def estimate(self, request: dict[str, Any]) -> dict[str, Any]:
         self.estimated.append(request)
@@ -104,6 +109,7 @@ class FakeHooks:
             residency=self.residency,
             check_host=self.check_host,
             check_guest=self.check_guest,
+            room=lambda: self.room,
             plan=self.plan,
             estimate=self.estimate,
         )
@@ -118,6 +124,10 @@ class DaemonBench:
     hooks: FakeHooks
     record: Path
     sockets: list[socket.socket] = field(default_factory=list)
+
+    def config_of(self, certificates: Path, **settings: Any) -> Config:
+        """The configuration of another host that has these certificates, and uses them."""
+        return Config(tls_directory=certificates, tls_loopback=True, **settings)
 
     def guest(self, name: str) -> Path:
         """Make a QMP socket for a guest of that name."""

@@ -174,9 +174,19 @@ async def test_guests_recover_and_doctor(tmp_path: Path) -> None:
         assert "cannot be reached" in out
         to_itself = str(bench.config.listen)
         returned, out, _ = await cli(bench, "doctor", "--to", to_itself, "--json")
-        checks = json.loads(out)
-        assert [each["verdict"] for each in checks][-2:] == ["ok", "unknown"]
-        assert "web has 12 MiB" in checks[-1]["found"]
+        assert json.loads(out)[-1]["name"] == "agent"  # no guest is meant to go there
+        returned, out, _ = await cli(bench, "doctor", "web", "--to", to_itself, "--json")
+        there = [each for each in json.loads(out) if each["section"] == "destination"]
+        assert [each["name"] for each in there] == ["agent", "guest", "memory", "swap", "tmpfs"]
+        assert [each["verdict"] for each in there] == ["ok", "ok", "ok", "degraded", "ok"]
+        assert there[3]["found"] == "4 MiB free, 5 MiB needed"
+        assert "add swap there" in there[3]["fix"]
+        assert bench.hooks.sides[-1] == "destination"
+        returned, out, _ = await cli(
+            bench, "doctor", "web", "--to", to_itself, "--destination-guest", "web2"
+        )
+        assert returned == ExitCode.FAILED
+        assert "the agent there says: guest: there is no guest 'web2'" in out
 
 
 async def test_daemon_that_is_not_there(tmp_path: Path) -> None:

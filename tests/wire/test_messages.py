@@ -92,7 +92,10 @@ def test_unknown_keys_are_ignored(message: m.Message, extra: dict[str, object]) 
     assert decoded == m.with_payload(message, b"")
 
 
-OPTIONAL = {"wants-command-line", "command-line"}
+OPTIONAL = {
+    *("wants-command-line", "command-line"),
+    *("guest", "verdict", "advice", "memory-bytes", "swap-bytes", "tmpfs-bytes"),
+}
 
 
 def test_keys_that_a_version_was_given_later_may_be_missing() -> None:

@@ -22,7 +22,8 @@ SUMMARY = "check what this host, its guests and a destination offer to migration
 
 DESCRIPTION = """\
 Tries, as the daemon, each thing that a migration needs: of the kernel, of this host, of its guests
-(all, or GUEST), and, with --to, of a destination as far as it can be told from here. Each is
+(all, or GUEST), and, with --to, of a destination: whether its agent answers, and whether GUEST
+would find memory, swap and a waiting QEMU there. Each is
 
   ok        as it should be
   degraded  migrations work, but not as well as they could
@@ -47,13 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     guest = parser.add_argument("guest", metavar="GUEST", nargs="?", help="only this guest")
     guest.complete = GUEST_NAME_COMPLETION  # type: ignore[attr-defined]
     parser.add_argument("--to", metavar="HOST[:PORT]", help="also look at this destination")
+    parser.add_argument(
+        "--destination-guest", metavar="NAME", help="with --to: the guest's name over there"
+    )
     parser.add_argument("--json", action="store_true", help="an array of objects")
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
     """Do it. Raises CommandError and DaemonUnreachableError."""
     async with open_client(arguments.socket) as client:
-        checks = await client.doctor(guest=arguments.guest, uri=arguments.to)
+        checks = await client.doctor(
+            guest=arguments.guest,
+            uri=arguments.to,
+            destination_guest=arguments.destination_guest,
+        )
     if arguments.json:
         print_json([dict(check.raw) for check in checks])
     else:

@@ -150,10 +150,14 @@ def estimate(
     return Call("migrate-estimate", Estimate.from_dict, arguments)
 
 
-def doctor(*, guest: str | None = None, uri: str | None = None) -> Call[list[Check]]:
+def doctor(
+    *, guest: str | None = None, uri: str | None = None, destination_guest: str | None = None
+) -> Call[list[Check]]:
     """Everything that a migration needs: of this host, of its guests or of *guest* alone, and of
-    the destination *uri* when it is given."""
-    return Call("query-doctor", _list_of(Check.from_dict), {"guest": guest, "uri": uri})
+    the destination *uri* when it is given: with *guest*, which may have another name there, also
+    whether that would find room."""
+    arguments = {"guest": guest, "uri": uri, "destination-guest": destination_guest}
+    return Call("query-doctor", _list_of(Check.from_dict), arguments)
 
 
 def recover(migration_id: str | None = None) -> Call[list[Settlement]]:

@@ -134,7 +134,13 @@ QUERY_DOCTOR: Final = Declaration(
     "Try everything that a migration needs, and say what is missing and what to do.",
     (
         Member("guest", STR, "only this guest, beside the host", optional=True),
-        Member("uri", STR, "also look at this destination", optional=True),
+        Member(
+            "uri",
+            STR,
+            "also look at this destination, for the guest",
+            optional=True,
+        ),
+        Member("destination-guest", STR, "the guest's name there, if another", optional=True),
     ),
     Array(types.CHECK),
 )

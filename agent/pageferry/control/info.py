@@ -320,7 +320,8 @@ class Settlement:
 class Check:
     """One thing that the doctor looked at. ``verdict``: ok, degraded, blocked or unknown.
 
-    ``free_bytes``: of the host's memory, swap or tmpfs; None for all else.
+    ``free_bytes``: of the host's memory, swap or tmpfs; ``resident_bytes`` and ``swapped_bytes``:
+    of the guest's RAM; None for all else.
     """
 
     raw: Mapping[str, Any]
@@ -331,6 +332,8 @@ class Check:
     fix: str
     guest: str
     free_bytes: int | None
+    resident_bytes: int | None = None
+    swapped_bytes: int | None = None
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Check:
@@ -344,4 +347,6 @@ class Check:
             fix=raw.get("fix", ""),
             guest=raw.get("guest", ""),
             free_bytes=raw.get("free-bytes"),
+            resident_bytes=raw.get("resident-bytes"),
+            swapped_bytes=raw.get("swapped-bytes"),
         )

@@ -347,6 +347,8 @@ CHECK: Final = Struct(
         Member("fix", STR, "what would make it better; empty where nothing is to be done"),
         _optional("guest", STR, "which one it is about"),
         _optional("free-bytes", SIZE, "of the host's memory, its swap, or a tmpfs"),
+        _optional("resident-bytes", SIZE, "of the guest's RAM, what is in memory"),
+        _optional("swapped-bytes", SIZE, "of the guest's RAM, what is in swap"),
     ),
 )
 

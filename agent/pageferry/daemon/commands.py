@@ -216,6 +216,8 @@ class Commands:
         guest = destination = None
         if "guest" in arguments:
             guest = self._guest(arguments["guest"], peer)
+        if "destination-guest" in arguments and not {"guest", "uri"} <= set(arguments):
+            raise CommandError("Parameter 'destination-guest' needs 'guest' and 'uri'")
         if "uri" in arguments:
             if not self._may_change(peer):
                 raise CommandError.denied(
@@ -225,7 +227,11 @@ class Commands:
                 )
             destination = parse_uri(arguments["uri"])
         checks = await examine(
-            self._supervisor.config, self._supervisor, self._hooks, guest, destination
+            self._supervisor,
+            self._hooks,
+            guest,
+            destination,
+            arguments.get("destination-guest"),
         )
         return [check.as_dict() for check in checks]
 

@@ -11,38 +11,46 @@ import trio
 
 from pageferry.certificates.inspection import inspect_directory
 from pageferry.daemon.config import Config
+from pageferry.daemon.destination_checks import check_destination
 from pageferry.daemon.guests import Guest
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.supervisor import Supervisor
 from pageferry.model.errors import RefusedError
 from pageferry.model.launch import Launch
-from pageferry.model.verdict import Check, Verdict
+from pageferry.model.phase import NO_JOURNAL
+from pageferry.model.verdict import Check, Verdict, worst_of
 from pageferry.net.address import Address
-
-CONNECT_S: Final = 5.0
+from pageferry.wire.messages import QueryReply
 
 GUEST_S: Final = 20.0
 """How long a look at one guest may take: QEMU's main loop may be stuck."""
 
 
 async def examine(
-    config: Config,
     supervisor: Supervisor,
     hooks: Hooks,
     guest: Guest | None,
     destination: Address | None,
+    destination_guest: str | None = None,
 ) -> list[Check]:
-    """All checks, section by section. With *guest* only that one is looked at beside the host."""
+    """All checks, section by section. With *guest* only that one is looked at beside the host, and
+    it may have another name at the *destination*."""
+    config = supervisor.config
     checks = list(await hooks.check_host())
     checks += hooks.check_tls(config)
     for each in [guest] if guest is not None else supervisor.guests.all():
-        checks += await _check_guest(supervisor, hooks, each)
+        checks += await check_guest(supervisor, hooks, each)
     if destination is not None:
-        checks += await check_destination(destination, checks)
+        # Of guests that nobody means to send there, no QEMU waits for any.
+        needs = checks if guest is not None else []
+        checks += await check_destination(config, destination, needs, destination_guest)
     return checks
 
 
-async def _check_guest(supervisor: Supervisor, hooks: Hooks, guest: Guest) -> Sequence[Check]:
+async def check_guest(
+    supervisor: Supervisor, hooks: Hooks, guest: Guest, side: str | None = None
+) -> Sequence[Check]:
+    """One guest of this host; with *side*, whether it can be on that one."""
     launch = supervisor.config.launches.get(guest.name)
     if not guest.qmp.is_socket() and launch is not None:
         return [check_launch(guest, launch)]
@@ -54,12 +62,48 @@ async def _check_guest(supervisor: Supervisor, hooks: Hooks, guest: Guest) -> Se
     try:
         with supervisor.reserved(guest, "the doctor is looking at it"):
             with trio.move_on_after(GUEST_S):
-                return await hooks.check_guest(guest.label, guest.qmp)
+                return await hooks.check_guest(guest.label, guest.qmp, side)
             found = f"QEMU did not answer within {GUEST_S:.0f} s"
             fix = "see whether its storage hangs, and whether another program holds its QMP socket"
             return [Check("guest", "qmp", Verdict.BLOCKED, found, fix, guest.label)]
     except RefusedError as error:
         return [Check("guest", "qmp", Verdict.UNKNOWN, error.message, error.advice, guest.label)]
+
+
+async def room_for(
+    supervisor: Supervisor, hooks: Hooks, name: str, sender: Sequence[str]
+) -> QueryReply:
+    """What an agent is told that asks whether guest *name* could come here; *sender*: the names in
+    its certificate."""
+    try:
+        guest = supervisor.guests.by_name(name)
+        told = worst_of(await _check_arrival(supervisor, hooks, guest, sender))
+    except RefusedError as error:
+        told = Check("guest", "guest", Verdict.BLOCKED, error.message, error.advice, name)
+    room = await trio.to_thread.run_sync(hooks.room)
+    return QueryReply(
+        phase=NO_JOURNAL,
+        detail=f"{told.name}: {told.found}",
+        verdict=told.verdict.value,
+        advice=told.fix,
+        memory_bytes=room.memory_bytes,
+        swap_bytes=room.swap_bytes,
+        tmpfs_bytes=room.tmpfs_bytes,
+    )
+
+
+async def _check_arrival(
+    supervisor: Supervisor, hooks: Hooks, guest: Guest, sender: Sequence[str]
+) -> Sequence[Check]:
+    configured = supervisor.config.launches.get(guest.name)
+    if guest.qmp.is_socket() or configured is not None:
+        return await check_guest(supervisor, hooks, guest, "destination")
+    if supervisor.config.launch_for(guest.name, sender) is not None:
+        found = "its QEMU is started by the source's command line, where that is safe"
+        return [Check("guest", "launch", Verdict.OK, found, "", guest.label)]
+    found = f"{guest.qmp} is not there: no QEMU waits for the guest"
+    fix = "start it there, with -S and -incoming defer, or say how in launch"
+    return [Check("guest", "qmp", Verdict.BLOCKED, found, fix, guest.label)]
 
 
 def check_launch(guest: Guest, launch: Launch) -> Check:
@@ -71,33 +115,6 @@ def check_launch(guest: Guest, launch: Launch) -> Check:
     found = f"{program}, which would be started when it comes, cannot be run"
     fix = f"install it, or correct launch in [guests.{guest.name}]"
     return Check("guest", "launch", Verdict.BLOCKED, found, fix, guest.label)
-
-
-async def check_destination(destination: Address, checks: Sequence[Check]) -> list[Check]:
-    """What can be told of another host from here. The agents' protocol has no question for more."""
-    try:
-        with trio.fail_after(CONNECT_S):
-            stream = await trio.open_tcp_stream(destination.host, destination.port)
-        await stream.aclose()
-    except (OSError, trio.TooSlowError) as error:
-        found = f"{destination} cannot be reached: {str(error) or 'no answer'}"
-        fix = "start pageferryd there, let it listen on that address, and open the port"
-        return [Check("destination", "agent", Verdict.BLOCKED, found, fix)]
-    needs = "; ".join(
-        f"{check.guest} has {check.found}"
-        for check in checks
-        if check.name == "ram" and check.guest
-    )
-    return [
-        Check("destination", "agent", Verdict.OK, f"{destination} accepts connections"),
-        Check(
-            "destination",
-            "memory and swap",
-            Verdict.UNKNOWN,
-            "not told by the other agent" + (f"; {needs}" if needs else ""),
-            "run pageferry doctor there, and hold its memory, swap and tmpfs against the guest",
-        ),
-    ]
 
 
 def check_tls(config: Config) -> list[Check]:

@@ -16,7 +16,7 @@ from typing import Any
 from pageferry.daemon.config import Config
 from pageferry.daemon.estimating import run_estimation
 from pageferry.model.gone import DestinationGone
-from pageferry.model.verdict import Check
+from pageferry.model.verdict import Check, Room
 from pageferry.net.encryption import Encryption
 
 _DEFAULT_ENCRYPTION = Encryption()
@@ -58,10 +58,16 @@ async def _check_host() -> list[Check]:
     return checks
 
 
-async def _check_guest(name: str, qmp: Path) -> list[Check]:
+async def _check_guest(name: str, qmp: Path, side: str | None = None) -> list[Check]:
     checkup = importlib.import_module("pageferry.migration.checkup")
-    checks: list[Check] = await checkup.check_guest(name, qmp)
+    checks: list[Check] = await checkup.check_guest(name, qmp, side)
     return checks
+
+
+def _room() -> Room:
+    checkup = importlib.import_module("pageferry.migration.checkup")
+    found: Room = checkup.room()
+    return found
 
 
 def _check_tls(config: Config) -> list[Check]:
@@ -78,6 +84,8 @@ class Hooks:
     journal that it has on this host (``role``, ``phase``, ``settled``, ``message``, and what was
     ``found`` and the ``plan`` that followed). ``plan``: the same, without doing anything.
     ``journalled_phase``: the destination's phase of a migration, a word on it, the guest's name.
+    ``check_guest``: what the doctor finds of a guest, as the side that it is to be on. ``room``:
+    what this host has free.
     `settle` and `plan` take an operator's word that the destination is gone as ``word``.
     """
 
@@ -85,7 +93,8 @@ class Hooks:
     journalled_phase: Callable[[Path, str], tuple[str, str, str]] = _journalled_phase
     residency: Callable[[Path, int | None], Awaitable[dict[str, Any]]] = _residency
     check_host: Callable[[], Awaitable[list[Check]]] = _check_host
-    check_guest: Callable[[str, Path], Awaitable[list[Check]]] = _check_guest
+    check_guest: Callable[[str, Path, str | None], Awaitable[list[Check]]] = _check_guest
+    room: Callable[[], Room] = _room
     check_tls: Callable[[Config], list[Check]] = _check_tls
     plan: Callable[..., Awaitable[list[dict[str, Any]]]] = _plan
     estimate: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] = run_estimation

@@ -19,6 +19,8 @@ import trio
 from pageferry.certificates.files import Side
 from pageferry.daemon.admission import may_ask
 from pageferry.daemon.config import Config
+from pageferry.daemon.destination_checks import NOT_ALLOWED
+from pageferry.daemon.doctor import room_for
 from pageferry.daemon.giving_up import give_up
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.supervisor import Supervisor
@@ -52,11 +54,8 @@ ANSWER_S: Final = 5.0
 MAX_STRANGERS: Final = 64
 """Connections whose first message is still to come, each with a TLS session of some 100 KiB."""
 
-NOT_ALLOWED: Final = "not-allowed"
-"""The phase that a source hears that may not ask; to it that settles nothing."""
-
 MAX_QUERIES: Final = 16
-"""Connections that ask what became of a migration, at once."""
+"""Connections that ask a question, at once."""
 
 DEMAND_S: Final = 5.0
 """How long a source may take to ask for its guest back, once it has its answer."""
@@ -186,28 +185,15 @@ class Listener:
             return
         control: ControlStream | None = None
         self._queries += 1
-        log.info("%s: %s asks what became of it", query.migration_id, caller.peer)
         try:
-            phase, detail, guest = await trio.to_thread.run_sync(
-                self._hooks.journalled_phase, self._config.state_directory, query.migration_id
-            )
-            rules = self._supervisor.config.peers
-            if not may_ask(rules, caller.certificate, guest):
-                log.warning(
-                    "%s: %s (%s) may not ask: [peers] does not let it send guest %r here",
-                    query.migration_id,
-                    caller.peer,
-                    caller.certificate or "no certificate",
-                    guest,
-                )
-                phase, detail = NOT_ALLOWED, "[peers] here does not let this agent send that guest"
+            reply = await self._answer(caller, query)
             with trio.move_on_after(ANSWER_S):
-                control = await self._say(caller, QueryReply(phase=phase, detail=detail))
+                control = await self._say(caller, reply)
         finally:
             self._queries -= 1
         if control is None:
             return
-        if may_demand(phase) and self._demands < MAX_DEMANDS:
+        if not query.guest and may_demand(reply.phase) and self._demands < MAX_DEMANDS:
             self._demands += 1
             try:
                 await self._await_demand(caller, control, query.migration_id)
@@ -215,6 +201,31 @@ class Listener:
                 self._demands -= 1
         with trio.move_on_after(ANSWER_S):
             await control.aclose()
+
+    async def _answer(self, caller: Caller, query: Query) -> QueryReply:
+        guest = query.guest
+        if guest:
+            log.info("%s asks whether guest %r could come here", caller.peer, guest)
+            phase, detail = "", ""
+        else:
+            log.info("%s: %s asks what became of it", query.migration_id, caller.peer)
+            phase, detail, guest = await trio.to_thread.run_sync(
+                self._hooks.journalled_phase, self._config.state_directory, query.migration_id
+            )
+        if not may_ask(self._supervisor.config.peers, caller.certificate, guest):
+            log.warning(
+                "%s: %s (%s) may not ask: [peers] does not let it send guest %r here",
+                query.migration_id,
+                caller.peer,
+                caller.certificate or "no certificate",
+                guest,
+            )
+            refused = "[peers] here does not let this agent send that guest"
+            return QueryReply(phase=NOT_ALLOWED, detail=refused)
+        if query.guest:
+            names = caller.certificate.names if caller.certificate is not None else ()
+            return await room_for(self._supervisor, self._hooks, guest, names)
+        return QueryReply(phase=phase, detail=detail)
 
     async def _await_demand(self, caller: Caller, control: ControlStream, what: str) -> None:
         """The source may ask for the guest back now; most close the connection instead."""

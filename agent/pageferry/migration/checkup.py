@@ -27,7 +27,7 @@ from pageferry.migration.guest_ram import (
 from pageferry.model.errors import KernelFeatureError, PageferryError, RefusedError
 from pageferry.model.parameters import RESIDENCY_WAYS
 from pageferry.model.residency import ResidencyBytes
-from pageferry.model.verdict import Check, Verdict
+from pageferry.model.verdict import Check, Room, Verdict
 from pageferry.policy.window import SMALLEST_WINDOW_BYTES
 from pageferry.qemu.look import GuestView, look
 from pageferry.qemu.monitor import open_monitor
@@ -160,6 +160,15 @@ def swap_checks(devices: Sequence[SwapDevice], *, zswap: bool) -> list[Check]:
     return [Check("host", "swap", Verdict.OK, found, free_bytes=free), compressed]
 
 
+def room() -> Room:
+    """What this host has free for guests that come."""
+    return Room(
+        procfs.host_headroom_bytes(),
+        sum(device.size_bytes - device.used_bytes for device in host.swap_devices()),
+        host.free_bytes_on("/dev/shm") or 0,
+    )
+
+
 def memory_checks(headroom_bytes: int, shm_free_bytes: int | None) -> list[Check]:
     """Room for a guest that comes here."""
     available = f"{_mib(headroom_bytes)} available"
@@ -174,8 +183,9 @@ def memory_checks(headroom_bytes: int, shm_free_bytes: int | None) -> list[Check
     return found
 
 
-async def check_guest(name: str, qmp: Path) -> list[Check]:
-    """One guest: its QEMU, what keeps it from being carried, where it is charged."""
+async def check_guest(name: str, qmp: Path, side: Side | None = None) -> list[Check]:
+    """One guest: its QEMU, what keeps it from being carried, where it is charged. *side*: the one
+    that it is to be on; else the one that it can be on."""
     try:
         async with open_monitor(str(qmp)) as monitor:
             view = await look(monitor)
@@ -183,12 +193,12 @@ async def check_guest(name: str, qmp: Path) -> list[Check]:
             on_host = await trio.to_thread.run_sync(_on_host, name, pid, view)
     except PageferryError as error:
         return [_blocked(name, "qmp", error)]
-    return [*qemu_checks(name, view), *on_host]
+    return [*qemu_checks(name, view, side), *on_host]
 
 
-def qemu_checks(name: str, view: GuestView) -> list[Check]:
+def qemu_checks(name: str, view: GuestView, side: Side | None = None) -> list[Check]:
     """What QEMU tells of a guest, judged."""
-    side = side_of(view)
+    side = side or side_of(view)
     version = ".".join(map(str, view.version))
     lacking = [each for each in NEEDED_CAPABILITIES if each not in view.capabilities]
     checks = [
@@ -238,7 +248,7 @@ def _on_host(name: str, pid: int, view: GuestView) -> list[Check]:
             f"{_mib(needs.resident_bytes)} resident, {_mib(needs.swapped_bytes)} swapped,"
             f" {_mib(needs.hole_bytes)} never allocated"
         )
-        checks.append(Check("guest", "ram", Verdict.OK, found, "", name))
+        checks.append(Check("guest", "ram", Verdict.OK, found, "", name, ram=needs))
     return [*checks, *_placement(name, pid, view)]
 
 

@@ -31,11 +31,8 @@ from pageferry.migration.journalled import UnfitNotesError
 from pageferry.migration.launching import end_unrecorded
 from pageferry.migration.leftover import DestinationLeftover, SourceLeftover
 from pageferry.model.gone import DestinationGone
-from pageferry.model.phase import is_over, phase_of
+from pageferry.model.phase import NO_JOURNAL, is_over, phase_of
 from pageferry.net.encryption import Encryption
-
-NO_JOURNAL: Final = "no-journal"
-"""The phase that is reported for a migration of which there is no journal."""
 
 UNREADABLE: Final = "unreadable"
 """The phase that is reported where the journal is damaged, or cannot be read."""

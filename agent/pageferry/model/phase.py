@@ -31,9 +31,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from pageferry.model.errors import LocalProtocolError
+
+NO_JOURNAL: Final = "no-journal"
+"""The phase that is reported for a migration of which there is no journal."""
 
 
 class SourcePhase(StrEnum):

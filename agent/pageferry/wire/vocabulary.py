@@ -216,17 +216,30 @@ class Pong(Message):
 
 @dataclass(frozen=True)
 class Query(Message):
-    """S, first on a connection for recovery: what became of this migration?"""
+    """S, first on a connection for recovery: what became of this migration?
+
+    With ``guest``, the name on D of one that might be carried there: would it find room?
+    """
 
     migration_id: fields.MigrationId
+    guest: fields.ProseText = ""
 
 
 @dataclass(frozen=True)
 class QueryReply(Message):
-    """D: the phase in its journal, see model/phase.py, or ``no-journal``."""
+    """D: the phase in its journal, see model/phase.py, or ``no-journal``.
+
+    Where S asked about a guest: D's ``verdict`` on it (else empty), why in ``detail`` and what to
+    do in ``advice``; and what D has free of memory, swap and tmpfs.
+    """
 
     phase: fields.NameText
     detail: fields.ProseText
+    verdict: fields.ProseText = ""
+    advice: fields.ProseText = ""
+    memory_bytes: fields.Uint63 = 0
+    swap_bytes: fields.Uint63 = 0
+    tmpfs_bytes: fields.Uint63 = 0
 
 
 @dataclass(frozen=True)
