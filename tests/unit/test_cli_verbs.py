@@ -115,6 +115,26 @@ async def test_history_shows_what_is_over(tmp_path: Path) -> None:
         assert [each["guest"] for each in json.loads(out)] == ["web"]
 
 
+async def test_what_is_over_is_known_to_the_next_daemon(tmp_path: Path) -> None:
+    async with running_daemon(tmp_path) as bench:
+        for name in ("web", "refuse"):
+            bench.guest(name)
+            await cli(bench, "migrate", name, TARGET, "--json")
+    async with running_daemon(tmp_path) as bench:
+        assert json.loads((await cli(bench, "status", "--json"))[1]) == []
+        told = json.loads((await cli(bench, "status", "web", "--json"))[1])
+        assert (told["status"], told["downtime"]) == ("completed", 12.5)
+        migration_id = told["migration-id"]
+        for reference in (migration_id, migration_id[:8]):
+            assert json.loads((await cli(bench, "status", reference, "--json"))[1]) == told
+        returned, out, _ = await cli(bench, "watch", migration_id, "--json")
+        assert (returned, json_lines(out)[-1]["info"]) == (0, told)
+        for words in (["cancel", migration_id], ["set", migration_id, "verify=on"]):
+            returned, _, err = await cli(bench, *words)
+            assert returned == ExitCode.FAILED
+            assert f"migration {migration_id} is over: completed" in err
+
+
 async def test_residency_in_letters_and_as_files(tmp_path: Path) -> None:
     async with running_daemon(tmp_path) as bench:
         bench.guest("web")

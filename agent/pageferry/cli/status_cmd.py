@@ -15,12 +15,14 @@ from pageferry.cli.output import duration, print_error, print_json, size
 from pageferry.cli.values import MIGRATION_COMPLETION
 from pageferry.cli.watching import find_migration
 from pageferry.control.client import open_client
+from pageferry.control.errors import CommandError
 from pageferry.control.info import MigrationInfo
 
 SUMMARY = "show migrations"
 
 DESCRIPTION = """\
-Shows all migrations that the daemon remembers, or the last one of GUEST, or the one with that ID.
+Shows all migrations since the daemon started, or the last one of GUEST, or the one with that ID,
+however long ago. `pageferry history` has all that are over.
 The exit status tells whether the daemon answered, not how a migration went."""
 
 
@@ -35,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
-    """Do it. Raises DaemonUnreachableError."""
+    """Do it. Raises CommandError and DaemonUnreachableError."""
     async with open_client(arguments.socket) as client:
         if arguments.names:
             known = await client.query_migrations()
@@ -46,8 +48,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
             return ExitCode.COMPLETED
         info = await find_migration(client, arguments.reference)
     if info is None:
-        print(f"pageferry: no migration of {arguments.reference} is known", file=sys.stderr)
-        return ExitCode.FAILED
+        raise CommandError(f"no migration of {arguments.reference} is known")
     _print_one(info, as_json=arguments.json)
     return ExitCode.COMPLETED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -17,6 +18,12 @@ POLL_INTERVAL_S: Final = 0.25
 
 LEAST_BEGINNING: Final = 6
 """Characters of an ID that are enough to mean it, when no other begins with them."""
+
+
+HISTORY_LIMIT: Final = 1000
+"""All that the daemon remembers."""
+
+_ID_BEGINNING: Final = re.compile(rf"[0-9a-f]{{{LEAST_BEGINNING},64}}")
 
 
 async def reports(
@@ -60,7 +67,8 @@ async def until_final(client: ControlClient, migration_id: str) -> MigrationInfo
 
 
 async def find_migration(client: ControlClient, reference: str) -> MigrationInfo | None:
-    """The migration that *reference* means: its ID, the last of a guest, or how its ID begins.
+    """The migration that *reference* means: its ID, the last of a guest, or how its ID begins; also
+    one that an earlier daemon saw the end of.
 
     None when there is none. Raises CommandError when there is not even such a guest.
     """
@@ -74,5 +82,10 @@ async def find_migration(client: ControlClient, reference: str) -> MigrationInfo
     beginnings = [info for info in migrations if info.migration_id.startswith(reference)]
     if len(reference) >= LEAST_BEGINNING and len({each.migration_id for each in beginnings}) == 1:
         return beginnings[0]
+    if _ID_BEGINNING.fullmatch(reference):
+        past = {each.migration_id for each in await client.history(limit=HISTORY_LIMIT)}
+        found = [each for each in past if each.startswith(reference)]
+        if len(found) == 1:
+            return await client.query_migrate(migration_id=found[0])
     info = await client.query_migrate(guest=reference)
     return info if info.migration_id else None

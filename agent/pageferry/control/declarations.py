@@ -53,7 +53,8 @@ MIGRATE_CANCEL: Final = Declaration(
 )
 QUERY_MIGRATE: Final = Declaration(
     "query-migrate",
-    "One migration: of this ID, the last of this guest, or the last of all.",
+    "One migration: of this ID, the last of this guest, or the last of all. Those that are over are"
+    " remembered across restarts, by ID and by guest.",
     (_ID_OR_ANY, _GUEST_OR_ANY),
     types.MIGRATION_INFO,
 )

@@ -124,9 +124,19 @@ class Commands:
         await self._supervisor.cancel(migration)
 
     async def _query_migrate(self, arguments: Arguments, peer: Peer) -> Arguments:
+        """Also of migrations that an earlier daemon saw the end of: who waited for one asks on."""
+        migrations, history = self._supervisor.migrations, self._supervisor.history
+        only_id = arguments.get("migration-id") if len(arguments) == 1 else None
+        if only_id is not None and migrations.by_id(only_id) is None:
+            over = history.last_state(only_id)
+            if over is not None:
+                return over
         migration = self._chosen(arguments, peer)
-        if migration is None and not arguments:
-            migration = next(reversed(list(self._supervisor.migrations)), None)
+        if migration is None and "guest" in arguments:
+            over = history.last_state_of_guest(self._guest(arguments["guest"], peer).label)
+            return over or {}
+        if migration is None:
+            migration = next(reversed(list(migrations)), None)
         return {} if migration is None else migration.info
 
     async def _query_migrations(self, _arguments: Arguments, _peer: Peer) -> list[Arguments]:

@@ -46,7 +46,7 @@ class GuestDirectory:
                 return Guest(name, path, configured=False)
         raise RefusedError(
             f"there is no guest {name[:128]!r} on this host",
-            advice="see `pageferry guests` there, and add it to [guests] in the configuration",
+            advice="see `pageferry guests` here, and add it to [guests] in the configuration",
         )
 
     def by_reference(self, reference: str) -> Guest:

@@ -69,6 +69,19 @@ class History:
             found = [record for record in found if record["guest"] == guest]
         return found[:limit]
 
+    def last_state(self, migration_id: str) -> dict[str, Any] | None:
+        """What query-migrate says of a migration that is over; where both its ends were here, of
+        the source's side. None where it is not remembered."""
+        for role in ("source", "destination"):
+            record = self._records.get((migration_id, role))
+            if record is not None:
+                return _info_of(record)
+        return None
+
+    def last_state_of_guest(self, guest: str) -> dict[str, Any] | None:
+        """The same of the last migration of *guest*."""
+        return next((_info_of(record) for record in self.newest(guest, 1)), None)
+
     def take_in_journals(self, now_ns: int) -> None:
         """Add what only the journals know, and remove closed journals that are too old and many."""
         closed: list[tuple[int, Path]] = []
@@ -156,6 +169,17 @@ def _record_of(state: JournalState) -> Record:
     if state.notes.get("reason"):
         record["reason"] = str(state.notes["reason"])
     return record
+
+
+def _info_of(record: Record) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        key: record[key]
+        for key in ("status", "migration-id", "guest", "role", "destination")
+        if key in record
+    }
+    if "reason" in record:
+        told["error-desc"] = record["reason"]
+    return {**told, **record.get("info", {})}
 
 
 def _check(record: Any) -> None:

@@ -354,9 +354,12 @@ class Supervisor:
     def find(self, migration_id: str) -> Migration:
         """The migration of this ID. Raises CommandError."""
         migration = self.migrations.by_id(migration_id)
-        if migration is None:
-            raise CommandError(f"there is no migration {migration_id[:64]}", DEVICE_NOT_FOUND)
-        return migration
+        if migration is not None:
+            return migration
+        over = self.history.last_state(migration_id)
+        if over is not None:
+            raise CommandError(f"migration {migration_id} is over: {over['status']}")
+        raise CommandError(f"there is no migration {migration_id[:64]}", DEVICE_NOT_FOUND)
 
     def _check_certificates(self, destination: Address) -> None:
         """Raise RefusedError now rather than when the worker has looked at the whole guest."""
