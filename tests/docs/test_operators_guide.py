@@ -10,6 +10,7 @@ import pytest
 
 from pageferry.certificates.files import Side
 from pageferry.cli.exit_codes import MEANINGS
+from pageferry.cli.output import UsageError
 from pageferry.control.client import DaemonUnreachableError
 from pageferry.control.types import ERROR
 from pageferry.daemon.config import ConfigError
@@ -52,7 +53,7 @@ def all_kinds() -> set[str]:
             yield from below(each)
 
     # Those that no operator sees by themselves inherit their kind.
-    assert {ConfigError, DaemonUnreachableError} <= set(below(PageferryError))
+    assert {ConfigError, DaemonUnreachableError, UsageError} <= set(below(PageferryError))
     return {kind.kind for kind in below(PageferryError)} | {"denied"}
 
 
@@ -64,7 +65,7 @@ def test_every_kind_of_error_is_spoken_of() -> None:
 
 def test_control_socket_names_every_kind_of_error() -> None:
     (kind,) = (member for member in ERROR.members if member.name == "kind")
-    assert set(kind.doc.split(", ")) == all_kinds() - {"unreachable"}
+    assert set(kind.doc.split(", ")) == all_kinds() - {"unreachable", "usage"}
 
 
 def test_every_certificate_file_is_spoken_of() -> None:

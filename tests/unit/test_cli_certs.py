@@ -56,6 +56,19 @@ def test_from_nothing_to_certificates_that_work(
     assert "(secret)" in told
 
 
+def test_files_are_told_to_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ca, out = tmp_path / "ca", tmp_path / "out"
+    assert certs("init", "--ca", ca, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {Path(name) for name in told["files"]} == set(ca.iterdir())
+    assert certs("host", "192.0.2.7", "--ca", ca, "--output", out, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {Path(name).name for name in told["files"]} == FILES
+    assert (told["dns"], told["ip"]) == ([], ["192.0.2.7"])
+    assert certs("host", "192.0.2.7", "--ca", ca, "--output", out, "--json") == ExitCode.REFUSED
+    assert json.loads(capsys.readouterr().out)["error"]["advice"]
+
+
 def test_nothing_is_overwritten_without_force(
     authority: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

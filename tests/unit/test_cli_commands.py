@@ -155,6 +155,11 @@ async def test_guests_recover_and_doctor(tmp_path: Path) -> None:
         assert str(qmp) in (await cli(bench, "guests"))[1]
         assert json.loads((await cli(bench, "guests", "--json"))[1])[0]["name"] == "web"
         assert (await cli(bench, "recover"))[:2] == (0, "nothing was left open\n")
+        assert (await cli(bench, "recover", "web"))[:2] == (0, "nothing was left open\n")
+        assert (await cli(bench, "recover", "web", "--json"))[:2] == (0, "[]\n")
+        returned, _, err = await cli(bench, "recover", "webb")
+        assert returned == ExitCode.FAILED
+        assert "neither a guest" in err
         bench.hooks.answer = [
             {"role": "source", "settled": False, "message": "paused", "guest": ""}
         ]
@@ -192,10 +197,15 @@ async def test_guests_recover_and_doctor(tmp_path: Path) -> None:
 async def test_daemon_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "none.sock"
     command = [sys.executable, "-m", "pageferry.cli.main", "status", "--socket", str(path)]
-    done = await trio.run_process(command, capture_stderr=True, check=False)
+    done = await trio.run_process(
+        [*command, "--json"], capture_stdout=True, capture_stderr=True, check=False
+    )
     assert done.returncode == ExitCode.UNREACHABLE
     assert str(path) in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
+    told = json.loads(done.stdout)
+    assert told["exit-status"] == ExitCode.UNREACHABLE
+    assert told["error"]["kind"] == "unreachable"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

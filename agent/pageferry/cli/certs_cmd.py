@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for action in (init, host):
         action.add_argument("--force", action="store_true", help="overwrite what is there")
+        action.add_argument("--json", action="store_true", help="the files that were made")
         action.add_argument(
             "--ca",
             type=Path,
@@ -93,6 +94,9 @@ def _init(arguments: argparse.Namespace, now: datetime.datetime) -> ExitCode:
     files = create_authority(
         arguments.ca, arguments.name, now, days=arguments.days, force=arguments.force
     )
+    if arguments.json:
+        print_json({"files": [str(path) for path in files]})
+        return ExitCode.COMPLETED
     _print_files(files)
     print("\nNow issue the certificates of each host, here:\n\n  pageferry certs host NAME")
     return ExitCode.COMPLETED
@@ -109,6 +113,10 @@ def _host(arguments: argparse.Namespace, now: datetime.datetime) -> ExitCode:
         days=arguments.days,
         force=arguments.force,
     )
+    if arguments.json:
+        names = {"dns": host.dns, "ip": host.addresses, "days": arguments.days}
+        print_json({"files": [str(path) for path in files], **names})
+        return ExitCode.COMPLETED
     _print_files(files)
     print(f"\nfor {', '.join((*host.dns, *host.addresses))}, valid for {arguments.days} days")
     print(

@@ -36,6 +36,7 @@ EPILOG: Final = "exit status:\n" + "\n".join(
 )
 
 _OF_KIND: Final = {
+    "usage": ExitCode.USAGE,
     "refused": ExitCode.REFUSED,
     "configuration": ExitCode.REFUSED,
     "cancelled": ExitCode.CANCELLED,

@@ -73,17 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _failed(arguments: argparse.Namespace, error: CommandError | PageferryError) -> ExitCode:
     report = report_of(error)
     code = of_report(report)
-    follows = arguments.verb in ("migrate", "watch")
-    if follows and (arguments.json or not sys.stdout.isatty()):
-        print_json(
-            {
-                "event": "finished",
-                "status": "failed",
-                "exit-status": code.value,
-                "info": None,
-                "error": report,
-            }
-        )
+    wants_json = getattr(arguments, "json", None) is True  # the demo's is a file
+    told = {"exit-status": code.value, "error": report}
+    if arguments.verb in ("migrate", "watch"):
+        if wants_json or not sys.stdout.isatty():
+            print_json({"event": "finished", "status": "failed", "info": None, **told})
+    elif wants_json:
+        print_json(told)
     print_error(report)
     return code
 

@@ -13,6 +13,12 @@ from pageferry.model.errors import PageferryError
 _KIB: Final = 1024
 
 
+class UsageError(PageferryError):
+    """The words of a command line make no sense together; nothing was asked of the daemon."""
+
+    kind = "usage"
+
+
 def print_json(value: object) -> None:
     """One line of JSON on stdout, there at once also in a pipe."""
     print(json.dumps(value, separators=(",", ":")), flush=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import print_json
+from pageferry.cli.output import UsageError, print_json
+from pageferry.cli.values import MIGRATION_COMPLETION
+from pageferry.cli.watching import LEAST_BEGINNING
 from pageferry.control.client import ControlClient, open_client
+from pageferry.control.errors import CommandError
 
 SUMMARY = "settle migrations that a crash left open"
 
@@ -31,12 +35,15 @@ when, is written to the journal first. It is refused while an agent there answer
 
 Told = Sequence[dict[str, Any]]
 
+_ID: Final = re.compile("[0-9a-f]{8,64}")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
-    parser.add_argument(
+    reference = parser.add_argument(
         "migration_id", metavar="ID", nargs="?", help="only this migration, or that of this guest"
     )
+    reference.complete = MIGRATION_COMPLETION  # type: ignore[attr-defined]
     parser.add_argument(
         "--dry-run", action="store_true", help="only look, and say what would be done"
     )
@@ -66,12 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 async def run(arguments: argparse.Namespace) -> ExitCode:
     """Do it. Raises CommandError and DaemonUnreachableError."""
     if arguments.destination_is_gone and arguments.migration_id is None:
-        print(
-            "recover: --destination-is-gone needs the migration's ID, or its guest", file=sys.stderr
+        raise UsageError(
+            "--destination-is-gone needs the migration's ID, or its guest",
+            advice="see pageferry recover --help",
         )
-        return ExitCode.USAGE
     async with open_client(arguments.socket) as client:
         wanted = {"migration-id": await _migration_of(client, arguments.migration_id)}
+        if wanted["migration-id"] == "":
+            if arguments.destination_is_gone:
+                raise CommandError(f"no migration of {arguments.migration_id} is open")
+            _print_nothing(as_json=arguments.json)
+            return ExitCode.COMPLETED
         if arguments.destination_is_gone:
             return await _reclaim(client, wanted, arguments)
         if arguments.json:
@@ -91,12 +103,27 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
 
 
 async def _migration_of(client: ControlClient, reference: str | None) -> str | None:
-    """The open migration of the guest of that name; any other reference is taken for an ID."""
+    """The open migration of the guest of that name, or the one whose ID begins so; any other
+    reference is taken for an ID. Empty for a guest of which nothing is open. Raises CommandError
+    where it can be neither."""
     if reference is None:
         return None
     told = await client.execute("migrate-recover", {"migration-id": None, "dry-run": True})
-    found = [each["migration-id"] for each in told if each.get("guest") == reference]
-    return found[0] if len(found) == 1 else reference
+    of_guest = {each["migration-id"] for each in told if each.get("guest") == reference}
+    if len(of_guest) == 1:
+        return str(of_guest.pop())
+    begin_so = {each["migration-id"] for each in told if each["migration-id"].startswith(reference)}
+    if len(reference) >= LEAST_BEGINNING and len(begin_so) == 1:
+        return str(begin_so.pop())
+    if not of_guest and reference in {guest.name for guest in await client.query_guests()}:
+        return ""
+    if _ID.fullmatch(reference) is None:
+        raise CommandError(
+            f"{reference} is neither a guest of this host nor the ID of a migration"
+            if not of_guest
+            else f"{len(of_guest)} migrations of {reference} are open: give the ID of one"
+        )
+    return reference
 
 
 async def _reclaim(
@@ -141,9 +168,16 @@ async def _word_given(guest: str) -> bool:
     return answer.strip() == guest
 
 
+def _print_nothing(*, as_json: bool) -> None:
+    if as_json:
+        print_json([])
+    else:
+        print("nothing was left open")
+
+
 def _print_plan(told: Told) -> None:
     if not told:
-        print("nothing was left open")
+        _print_nothing(as_json=False)
     for each in told:
         print(f"{_name(each)}:")
         print(f"  found: {each.get('found') or each.get('message', '')}")

@@ -16,11 +16,12 @@ from rich.text import Text
 
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.images import png, svg
-from pageferry.cli.output import print_error, print_json, size
+from pageferry.cli.output import UsageError, print_json, size
 from pageferry.cli.picture import LEGEND, OUTSIDE, Cell, cells_of, colours_of, rows_of
 from pageferry.cli.values import GUEST_NAME_COMPLETION
 from pageferry.control.client import open_client
 from pageferry.control.info import BlockResidency, Residency
+from pageferry.model.errors import PageferryError
 
 SUMMARY = "show where a guest's memory is"
 
@@ -47,16 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
-    """Do it. Raises CommandError and DaemonUnreachableError."""
+    """Do it. Raises CommandError and PageferryError."""
     kind = arguments.output.suffix.lower() if arguments.output else None
     if kind not in (None, ".png", ".svg"):
-        print_error(
-            {
-                "message": f"{arguments.output}: a picture is written as PNG or SVG",
-                "advice": "give a name that ends in .png or .svg",
-            }
+        raise UsageError(
+            f"{arguments.output}: a picture is written as PNG or SVG",
+            advice="give a name that ends in .png or .svg",
         )
-        return ExitCode.USAGE
     columns = shutil.get_terminal_size().columns - 1
     cells = arguments.cells
     if cells is None and not arguments.json:
@@ -67,9 +65,10 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
         try:
             _write(arguments.output, kind == ".png", arguments.guest, found)
         except OSError as error:
-            where = f"cannot write {arguments.output}: {error.strerror}"
-            print_error({"message": where, "advice": "give a place that you may write to"})
-            return ExitCode.FAILED
+            raise PageferryError(
+                f"cannot write {arguments.output}: {error.strerror}",
+                advice="give a place that you may write to",
+            ) from error
     if arguments.json:
         print_json(dict(found.raw))
     else:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import print_error, print_json
+from pageferry.cli.output import UsageError, print_json
 from pageferry.cli.values import MIGRATION_COMPLETION, parameters_from
 from pageferry.cli.watching import find_migration
 from pageferry.control.client import open_client
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
-    """Do it. Raises CommandError and DaemonUnreachableError."""
+    """Do it. Raises CommandError, DaemonUnreachableError and UsageError."""
     reference, assignments = arguments.reference, list(arguments.assignments)
     if arguments.defaults and reference is not None:
         assignments, reference = [reference, *assignments], None
@@ -48,8 +48,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
             raise ValueError("say which migration: GUEST or ID, or --defaults")
         values = parameters_from(assignments)
     except ValueError as error:
-        print_error({"message": str(error), "advice": "see pageferry set --help"})
-        return ExitCode.USAGE
+        raise UsageError(str(error), advice="see pageferry set --help") from error
     async with open_client(arguments.socket) as client:
         which = {}
         if reference is not None:

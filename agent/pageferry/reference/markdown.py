@@ -199,3 +199,9 @@ def _metrics() -> Iterator[str]:
 def _exit_statuses() -> Iterator[str]:
     yield "## Exit statuses\n"
     yield _table(("status", "meaning"), [(str(int(code)), text) for code, text in MEANINGS.items()])
+    yield (
+        "With `--json` an error is an object as well, on standard output, while standard error\n"
+        "has the words for people: `exit-status`, and `error` with `kind`, `message`,\n"
+        "`guest-state` and `advice`. With `migrate` and `watch` both are in the last line, whose\n"
+        "`event` is `finished`.\n"
+    )
