@@ -78,6 +78,7 @@ async def test_migrate_passes_its_options_on(tmp_path: Path) -> None:
             " --channels 3 --timeout 9.5 --compression auto --compression-level 3"
             " --max-bandwidth 1000000 --max-swap-bandwidth 2000000"
             " --auto-converge --max-cpu-throttle 60 --on-no-convergence switch-over"
+            " --set swap-pacing=off --set cpu-throttle-initial=5 --set max-cpu-throttle=70"
         )
         assert (await cli(bench, "migrate", "web", TARGET, *options.split()))[0] == 0
         job = bench.packets()[0]
@@ -96,6 +97,8 @@ async def test_migrate_passes_its_options_on(tmp_path: Path) -> None:
             "auto-converge": True,
             "max-cpu-throttle": 60,
             "on-no-convergence": "switch-over",
+            "swap-pacing": False,
+            "cpu-throttle-initial": 5,
         }
         assert wanted.items() <= job["parameters"].items()
 

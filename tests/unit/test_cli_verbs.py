@@ -69,6 +69,10 @@ async def test_set_changes_a_running_migration_and_the_defaults(tmp_path: Path) 
         assert "what to do" in err
         returned, out, _ = await cli(bench, "set", "--defaults", "timeout=9.5", "--json")
         assert json.loads(out)["timeout"] == 9.5
+        returned, out, _ = await cli(bench, "set", "--defaults", "timeout=0")
+        assert returned == 0
+        shown = dict(line.split()[:2] for line in out.splitlines())
+        assert (shown["timeout"], shown["verify"], shown["max-bandwidth"]) == ("never", "off", "no")
         returned, out, _ = await cli(bench, "set", "slow")
         assert returned == 0
         assert "downtime-limit" in out
@@ -192,7 +196,8 @@ def complete(bench: DaemonBench, script: Path, line: str) -> list[str]:
         source {script}
         COMP_WORDS=({" ".join(repr(word) for word in words)})
         COMP_CWORD={len(words) - 1}
-        _shtab_pageferry pageferry {words[-1]!r} {words[-2]!r}
+        complete -p pageferry | grep -q -- "-F _pageferry pageferry"
+        _pageferry pageferry {words[-1]!r} {words[-2]!r}
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     done = subprocess.run(
@@ -221,6 +226,9 @@ async def test_bash_completes_verbs_options_guests_and_migrations(tmp_path: Path
         assert "--downtime-limit" in await offered("pageferry migrate --down")
         assert await offered("pageferry migrate we") == ["web1"]
         assert "slow" in await offered("pageferry watch sl")
+        assert "slow" in await offered("pageferry recover sl")
+        assert await offered("pageferry set slow downtime-") == ["downtime-limit="]
+        assert await offered("pageferry migrate web1 x --set swap-") == ["swap-pacing="]
 
 
 def test_zsh_script_defines_every_verb() -> None:

@@ -80,7 +80,7 @@ def test_none_sets_a_parameter_back() -> None:
         ("downtime-limit", 1.5),
         ("downtime-limit", True),
         ("downtime-limit", "300"),
-        ("page-in-window", 0),
+        ("page-in-window", False),
         ("page-in-window", 2**30 + 1),
         ("channels", 0),
         ("channels", 65),
@@ -88,7 +88,6 @@ def test_none_sets_a_parameter_back() -> None:
         ("residency-way", "guess"),
         ("residency-way", ["pagemap"]),
         ("verify", 1),
-        ("timeout", 0),
         ("timeout", -1.0),
         ("timeout", float("inf")),
         ("timeout", float("nan")),
@@ -114,6 +113,14 @@ def test_bad_value_is_refused_by_its_key(key: str, value: object) -> None:
         MigrationParameters.from_dict({key: value})
     assert key in caught.value.message
     assert key in caught.value.advice
+
+
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_zero_sets_back_what_is_otherwise_left_out(zero: float) -> None:
+    given = MigrationParameters(window_bytes=1 << 20, timeout_s=5.0)
+    given = given.updated({"timeout": zero, "page-in-window": 0})
+    assert (given.timeout_s, given.window_bytes) == (None, None)
+    assert given == MigrationParameters()
 
 
 def test_unknown_key_is_refused_with_the_known_ones() -> None:

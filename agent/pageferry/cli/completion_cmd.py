@@ -8,6 +8,7 @@ from typing import Final
 import shtab
 
 from pageferry.cli.exit_codes import ExitCode
+from pageferry.control.types import PARAMETERS
 
 SUMMARY = "print a completion script for a shell"
 
@@ -20,8 +21,15 @@ migrations that the daemon knows. For bash:
 SHELLS: Final = ("bash", "zsh")
 
 # The daemon is asked while the operator waits at a prompt: quietly, and not for long.
+_PARAMETERS: Final = " ".join(f"{member.name}=" for member in PARAMETERS)
+
 _PREAMBLE: Final = {
-    "bash": """
+    "bash": f"""
+_pageferry_parameters() {{
+    compgen -W "{_PARAMETERS}" -- "$1"
+}}
+"""
+    """
 _pageferry_guests() {
     compgen -W "$(timeout 1 pageferry guests --names 2>/dev/null)" -- "$1"
 }
@@ -29,7 +37,12 @@ _pageferry_migrations() {
     compgen -W "$(timeout 1 pageferry status --names 2>/dev/null)" -- "$1"
 }
 """,
-    "zsh": """
+    "zsh": f"""
+_pageferry_parameters() {{
+    compadd -S "" -- {_PARAMETERS}
+}}
+"""
+    """
 _pageferry_guests() {
     compadd -- ${(f)"$(timeout 1 pageferry guests --names 2>/dev/null)"}
 }
@@ -38,6 +51,18 @@ _pageferry_migrations() {
 }
 """,
 }
+
+
+_BASH_END: Final = "complete -o bashdefault -F _shtab_pageferry pageferry\n"
+
+# A value follows KEY= at once; shtab's own functions run where compopt has no effect.
+_BASH_END_WITH_VALUES: Final = """\
+_pageferry() {
+    _shtab_pageferry "$@"
+    [[ ${COMPREPLY[0]-} != *= ]] || compopt -o nospace 2>/dev/null
+}
+complete -o bashdefault -F _pageferry pageferry
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,4 +80,5 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """The script for one of SHELLS."""
-    return shtab.complete(parser, shell=shell, preamble=_PREAMBLE[shell]).rstrip() + "\n"
+    text = shtab.complete(parser, shell=shell, preamble=_PREAMBLE[shell]).rstrip() + "\n"
+    return text.replace(_BASH_END, _BASH_END_WITH_VALUES)

@@ -10,7 +10,13 @@ from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.output import duration, print_json, size
-from pageferry.cli.values import GUEST_NAME_COMPLETION, number_of, size_of
+from pageferry.cli.values import (
+    GUEST_NAME_COMPLETION,
+    add_set_option,
+    number_of,
+    parameters_from,
+    size_of,
+)
 from pageferry.control.client import open_client
 from pageferry.control.info import Estimate
 
@@ -36,14 +42,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--swap-bandwidth", type=size_of, metavar="SIZE", help="of swap per second")
     parser.add_argument("--downtime-limit", type=int, metavar="MS", help="longest wanted downtime")
+    add_set_option(parser)
     parser.add_argument("--json", action="store_true", help="an object")
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
     """Do it. Raises CommandError and DaemonUnreachableError."""
-    parameters = None
+    parameters = parameters_from(arguments.set)
     if arguments.downtime_limit is not None:
-        parameters = {"downtime-limit": arguments.downtime_limit}
+        parameters["downtime-limit"] = arguments.downtime_limit
     async with open_client(arguments.socket) as client:
         found = await client.estimate(
             arguments.guest,

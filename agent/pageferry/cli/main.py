@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+import shtab
 import trio
 
 from pageferry import __version__
@@ -103,13 +104,14 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(verb)
-        verb.add_argument(
+        control = verb.add_argument(
             "--socket",
             type=Path,
             metavar="PATH",
             default=Path(os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)),
             help=f"the daemon's control socket (default: ${SOCKET_VARIABLE} or {DEFAULT_SOCKET})",
         )
+        control.complete = shtab.FILE  # type: ignore[attr-defined]
     return parser
 
 

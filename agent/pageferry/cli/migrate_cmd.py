@@ -11,7 +11,13 @@ import trio
 from pageferry.cli.attached import Attached
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.presenting import presenter_for
-from pageferry.cli.values import GUEST_NAME_COMPLETION, number_of, size_of
+from pageferry.cli.values import (
+    GUEST_NAME_COMPLETION,
+    add_set_option,
+    number_of,
+    parameters_from,
+    size_of,
+)
 from pageferry.control.client import open_client
 from pageferry.model.parameters import COMPRESSION_MODES, NO_CONVERGENCE_CHOICES
 
@@ -73,11 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=NO_CONVERGENCE_CHOICES,
         help="what to do when all rounds are used up (give-up)",
     )
+    add_set_option(parser)
     parser.add_argument("--detach", action="store_true", help="start it and return")
 
 
 def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Migration parameters as the daemon takes them; the daemon checks their values."""
+    """Migration parameters as the daemon takes them, which checks their values. Raises UsageError;
+    options of their own count before --set."""
     given = {
         "verify": arguments.verify,
         "downtime-limit": arguments.downtime_limit,
@@ -93,11 +101,12 @@ def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "max-cpu-throttle": arguments.max_cpu_throttle,
         "on-no-convergence": arguments.on_no_convergence,
     }
-    return {key: value for key, value in given.items() if value is not None}
+    options = {key: value for key, value in given.items() if value is not None}
+    return {**parameters_from(arguments.set), **options}
 
 
 async def run(arguments: argparse.Namespace) -> ExitCode:
-    """Do it. Raises CommandError and DaemonUnreachableError."""
+    """Do it. Raises CommandError, DaemonUnreachableError and UsageError."""
     presenter = presenter_for(as_json=arguments.json)
     # Signals are ours before there is anything to interrupt: none may fall into the gap.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:

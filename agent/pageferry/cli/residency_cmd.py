@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import shtab
 from rich.color import Color
 from rich.console import Console
 from rich.style import Style
@@ -40,9 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
     guest = parser.add_argument("guest", metavar="GUEST", help="its name, or its QMP socket")
     guest.complete = GUEST_NAME_COMPLETION  # type: ignore[attr-defined]
-    parser.add_argument(
+    output = parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the picture there, as .png or .svg"
     )
+    output.complete = shtab.FILE  # type: ignore[attr-defined]
     parser.add_argument("--cells", type=int, metavar="N", help="parts that a block is cut into")
     parser.add_argument("--json", action="store_true", help="an object; maps only with --cells")
 

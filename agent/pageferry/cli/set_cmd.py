@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import UsageError, print_json
-from pageferry.cli.values import MIGRATION_COMPLETION, parameters_from
+from pageferry.cli.output import UsageError, print_json, size
+from pageferry.cli.values import MIGRATION_COMPLETION, PARAMETER_COMPLETION, parameters_from
 from pageferry.cli.watching import find_migration
 from pageferry.control.client import open_client
 from pageferry.control.errors import CommandError
+from pageferry.control.schema import Builtin, Member
 from pageferry.control.types import PARAMETERS
 
 SUMMARY = "set parameters of a running migration"
@@ -33,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     reference.complete = MIGRATION_COMPLETION  # type: ignore[attr-defined]
     names = ", ".join(member.name for member in PARAMETERS)
-    parser.add_argument("assignments", metavar="KEY=VALUE", nargs="*", help=f"KEY: {names}")
+    assignments = parser.add_argument(
+        "assignments", metavar="KEY=VALUE", nargs="*", help=f"KEY: {names}"
+    )
+    assignments.complete = PARAMETER_COMPLETION  # type: ignore[attr-defined]
     parser.add_argument("--defaults", action="store_true", help="of migrations from now on")
     parser.add_argument("--json", action="store_true", help="the parameters, then, as an object")
 
@@ -43,12 +48,10 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
     reference, assignments = arguments.reference, list(arguments.assignments)
     if arguments.defaults and reference is not None:
         assignments, reference = [reference, *assignments], None
-    try:
-        if not arguments.defaults and reference is None:
-            raise ValueError("say which migration: GUEST or ID, or --defaults")
-        values = parameters_from(assignments)
-    except ValueError as error:
-        raise UsageError(str(error), advice="see pageferry set --help") from error
+    if not arguments.defaults and reference is None:
+        advice = "see pageferry set --help"
+        raise UsageError("say which migration: GUEST or ID, or --defaults", advice=advice)
+    values = parameters_from(assignments)
     async with open_client(arguments.socket) as client:
         which = {}
         if reference is not None:
@@ -64,6 +67,24 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
         return ExitCode.COMPLETED
     table = Table(box=None, pad_edge=False, show_header=False)
     for member in PARAMETERS:
-        table.add_row(member.name, str(now.get(member.name, "chosen by itself")), member.doc)
+        table.add_row(member.name, words(member, now.get(member.name)), member.doc)
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
     return ExitCode.COMPLETED
+
+
+_LEFT_OUT: Final = {
+    "page-in-window": "by the headroom",
+    "timeout": "never",
+    "residency-way": "the best",
+}
+
+
+def words(member: Member, value: Any) -> str:
+    """A parameter as a person would write it; None where it is left out."""
+    if value is None:
+        return _LEFT_OUT.get(member.name, "")
+    if member.type is Builtin.BOOL:
+        return "on" if value else "off"
+    if member.type is Builtin.SIZE:
+        return size(value) if value else "no limit"
+    return str(value)

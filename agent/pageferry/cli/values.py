@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from pageferry.cli.output import UsageError
 from pageferry.control.schema import Builtin, Enum, Member
 from pageferry.control.types import PARAMETERS
 
@@ -19,6 +20,8 @@ GUEST_NAME_COMPLETION: Final = {"bash": "_pageferry_guests", "zsh": "_pageferry_
 """For shtab: a function of the completion script that lists guests."""
 
 MIGRATION_COMPLETION: Final = {"bash": "_pageferry_migrations", "zsh": "_pageferry_migrations"}
+
+PARAMETER_COMPLETION: Final = {"bash": "_pageferry_parameters", "zsh": "_pageferry_parameters"}
 
 
 def size_of(text: str) -> int:
@@ -41,7 +44,7 @@ def number_of(text: str) -> float:
 
 
 def parameters_from(assignments: Sequence[str]) -> dict[str, Any]:
-    """Migration parameters from KEY=VALUE. Raises ValueError, saying what would be right.
+    """Migration parameters from KEY=VALUE. Raises UsageError, saying what would be right.
 
     The daemon checks ranges; here it is only told apart what is a number and what is a word.
     """
@@ -50,9 +53,9 @@ def parameters_from(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if key not in known:
-            raise ValueError(f"there is no parameter {key!r}; known are {', '.join(known)}")
+            raise _wrong(f"there is no parameter {key!r}; known are {', '.join(known)}")
         if not equals:
-            raise ValueError(f"give {key} a value: {key}=VALUE")
+            raise _wrong(f"give {key} a value: {key}=VALUE")
         values[key] = _value(known[key], text)
     return values
 
@@ -77,5 +80,21 @@ def _value(member: Member, text: str) -> Any:
             wanted = f"one of {', '.join(kind.values)}"
             return kind.values[kind.values.index(text)]
     except (ValueError, KeyError, argparse.ArgumentTypeError):
-        raise ValueError(f"{member.name} is {text!r}; give it {wanted}") from None
+        raise _wrong(f"{member.name} is {text!r}; give it {wanted}") from None
     return text
+
+
+def _wrong(message: str) -> UsageError:
+    return UsageError(message, advice="see pageferry set --help")
+
+
+def add_set_option(parser: argparse.ArgumentParser) -> None:
+    """--set, for the parameters that have no option of their own."""
+    option = parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any parameter, as in pageferry set: --set swap-pacing=off; may be given again",
+    )
+    option.complete = PARAMETER_COMPLETION  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ place, so that two versions of one page can never overtake each other.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -30,7 +31,11 @@ from pageferry.migration.stoppable import run_stoppable
 from pageferry.migration.swap_pacing import SwapPacer
 from pageferry.migration.throttling import Throttle
 from pageferry.migration.writes import GuestWrites
-from pageferry.model.errors import MigrationFailedError, RemoteProtocolError
+from pageferry.model.errors import (
+    KernelFeatureError,
+    MigrationFailedError,
+    RemoteProtocolError,
+)
 from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
 from pageferry.policy.convergence import GiveUp, GoOn, SwitchOver, decide
@@ -84,12 +89,14 @@ class Carry:
         """Go on with other parameters: from the next decision on, and at once for the window and
         the bandwidths.
         """
-        self.parameters = parameters
+        before, self.parameters = self.parameters, parameters
         self.pacer.tune(parameters)
         self.sender.bandwidth.set_rate(parameters.max_bandwidth)
-        if parameters.window_bytes is not None:
-            self.progress.window_bytes = parameters.window_bytes
-            self.sender.set_window(parameters.window_bytes)
+        if parameters.window_bytes != before.window_bytes:
+            # Set back, it is chosen anew; of a guest that has just ended nothing can be read.
+            with contextlib.suppress(OSError, KernelFeatureError):
+                self.progress.window_bytes = self._window_bytes()
+                self.sender.set_window(self.progress.window_bytes)
 
     async def first_pass(self) -> None:
         """Round 1: swapped pages through the window, then resident ones, QEMU's mapped ones
@@ -168,15 +175,15 @@ class Carry:
         cold = _count(swapped)
         self.progress.cold_pages = cold
         self.progress.enter("cold", cold)
-        window_bytes = await trio.to_thread.run_sync(self._window_bytes)
-        self.progress.window_bytes = window_bytes
+        self.progress.window_bytes = await trio.to_thread.run_sync(self._window_bytes)
         if not cold:
             return
         order = await trio.to_thread.run_sync(self._cold_order, swapped)
         began_ns = time.monotonic_ns()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.pacer.run)
-            await self._thread(lambda: self.sender.send_cold(1, order, window_bytes))
+            # The window may have been set since it was chosen.
+            await self._thread(lambda: self.sender.send_cold(1, order, self.progress.window_bytes))
             nursery.cancel_scope.cancel()
         self.estimator.paged_in(self.progress.paged_in_pages, time.monotonic_ns() - began_ns)
 

@@ -60,6 +60,9 @@ KEYS = {
 }
 """The key of each attribute on the control socket and in the configuration."""
 
+ZERO_IS_NONE = frozenset({"page-in-window", "timeout"})
+"""Keys that 0 sets back: what JSON cannot leave out of a command that changes it."""
+
 CHANGEABLE = frozenset(KEYS.values()) - {"channels", "residency-way"}
 """Keys that may be set while a migration runs: the rest is settled with the other agent first."""
 
@@ -131,8 +134,8 @@ class MigrationParameters:
         return cls().updated(values)
 
     def updated(self, values: Mapping[str, Any]) -> MigrationParameters:
-        """A copy in which these keys are set anew; None sets a key back. Raises as from_dict
-        does.
+        """A copy in which these keys are set anew; None sets a key back, and 0 does for those that
+        are otherwise left out. Raises as from_dict does.
         """
         attributes = {key: attribute for attribute, key in KEYS.items()}
         defaults = {field.name: field.default for field in fields(self)}
@@ -144,7 +147,10 @@ class MigrationParameters:
                     advice=f"use some of {', '.join(KEYS.values())}",
                 )
             attribute = attributes[key]
-            changes[attribute] = defaults[attribute] if value is None else value
+            is_left_out = value is None or (
+                key in ZERO_IS_NONE and type(value) in (int, float) and value == 0
+            )
+            changes[attribute] = defaults[attribute] if is_left_out else value
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def _check_choice(attribute: str, value: object, choices: tuple[str, ...]) -> No
 def _check_timeout(timeout_s: object) -> None:
     is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
     if not is_number or not 0 < float(timeout_s) < float("inf"):  # type: ignore[arg-type]
-        raise _refused("timeout_s", timeout_s, "a number of seconds above 0")
+        raise _refused("timeout_s", timeout_s, "a number of seconds above 0, or 0 for no limit")
 
 
 def _refused(attribute: str, value: object, wanted: str) -> RefusedError:
