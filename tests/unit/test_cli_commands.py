@@ -18,6 +18,7 @@ import trio
 
 from pageferry.cli.exit_codes import MEANINGS, ExitCode
 from pageferry.cli.main import VERBS
+from pageferry.cli.presenting import QUESTION
 from pageferry.model.verdict import Verdict
 from tests.support.daemon_bench import DaemonBench, eventually, running_daemon
 
@@ -317,7 +318,7 @@ async def test_ctrl_c_on_a_terminal_asks(tmp_path: Path, answer: str | None, cod
         terminal = Terminal(bench, "slow")
         await terminal.shows("resident pass")
         terminal.process.send_signal(signal.SIGINT)
-        await terminal.shows("Cancel the migration?")
+        await terminal.shows(QUESTION)
         if answer is None:
             terminal.process.send_signal(signal.SIGINT)
         else:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.table import Table
 
 from pageferry.cli.display import PHASES, PhaseProgress, SwapRates, render
 from pageferry.cli.doctor_cmd import worst
 from pageferry.cli.exit_codes import ExitCode, of_migration
-from pageferry.cli.output import duration, size
+from pageferry.cli.output import console, duration, size
+from pageferry.cli.presenting import QUESTION
 from pageferry.control.info import Check, MigrationInfo
 
 
@@ -48,6 +51,16 @@ REPORTS = st.builds(
     st.integers(0, 100),
     st.integers(0, 5),
 )
+
+
+def test_texts_are_shown_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table()
+    table.add_row("add it to [guests] :warning:")
+    console().print(table)
+    console().print("[peers] here", QUESTION)
+    out = capsys.readouterr().out
+    assert "[guests] :warning:" in out
+    assert f"[peers] here {QUESTION}" in out
 
 
 @given(st.lists(REPORTS, max_size=30))

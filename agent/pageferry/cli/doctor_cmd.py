@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import print_json
+from pageferry.cli.output import console, print_json
 from pageferry.cli.values import GUEST_NAME_COMPLETION
 from pageferry.control.client import open_client
 from pageferry.control.info import Check
@@ -76,10 +74,10 @@ def worst(checks: Sequence[Check]) -> str:
 
 
 def _show(checks: Sequence[Check]) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=160)
+    shown = console()
     for (section, guest), group in groupby(checks, lambda check: (check.section, check.guest)):
         title = _TITLES.get(section, section)
-        console.print(Text(f"{title} {guest}" if guest else title, style="bold"))
+        shown.print(Text(f"{title} {guest}" if guest else title, style="bold"))
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1))
         table.add_column(min_width=1)
         for check in group:
@@ -88,6 +86,6 @@ def _show(checks: Sequence[Check]) -> None:
             if check.fix and check.verdict != "ok":
                 told.append(f"\nwhat to do: {check.fix}", style="italic")
             table.add_row(" ", verdict, check.name, told)
-        console.print(table)
+        shown.print(table)
     overall = worst(checks)
-    console.print(Text.assemble("\nall in all: ", (overall, _STYLES[overall])))
+    shown.print(Text.assemble("\nall in all: ", (overall, _STYLES[overall])))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import duration, print_json, size
+from pageferry.cli.output import console, duration, print_json, size
 from pageferry.cli.values import (
     GUEST_NAME_COMPLETION,
     add_set_option,
@@ -79,10 +77,10 @@ def _show(guest: str, found: Estimate) -> None:
     table.add_row("downtime to expect", duration(found.expected_downtime_ms))
     table.add_row("network", _rate(found.bandwidth, assumed=found.bandwidth_assumed))
     table.add_row("swap", _rate(found.swap_bandwidth, assumed=found.swap_bandwidth_assumed))
-    console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(table)
+    shown = console(120)
+    shown.print(table)
     if not found.converges:
-        console.print(
+        shown.print(
             "It would not converge: the guest writes too fast for its downtime-limit. Raise that,"
             " or migrate when the guest is less busy.",
             style="red",

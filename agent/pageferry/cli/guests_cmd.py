@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from rich.console import Console
 from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import print_json
+from pageferry.cli.output import console, print_json
 from pageferry.control.client import open_client
 
 SUMMARY = "show the guests of this host"
@@ -44,6 +42,5 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
         table.add_column(heading, no_wrap=True)
     for guest in guests:
         table.add_row(guest.name, "there" if guest.present else "missing", guest.qmp, guest.status)
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)
+    console().print(table)
     return ExitCode.COMPLETED

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
-from rich.console import Console
 from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import duration, print_json, size
+from pageferry.cli.output import console, duration, print_json, size
 from pageferry.cli.values import GUEST_NAME_COMPLETION
 from pageferry.control.client import open_client
 from pageferry.control.info import HistoryEntry
@@ -47,7 +45,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
     table.add_column("REASON")
     for record in records:
         table.add_row(*_row(record))
-    (Console() if sys.stdout.isatty() else Console(width=200)).print(table)
+    console(200).print(table)
     return ExitCode.COMPLETED
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
+from rich.console import Console
+
 from pageferry.control.errors import CommandError
 from pageferry.model.errors import PageferryError
 
@@ -17,6 +19,14 @@ class UsageError(PageferryError):
     """The words of a command line make no sense together; nothing was asked of the daemon."""
 
     kind = "usage"
+
+
+def console(width: int = 160) -> Console:
+    """For tables and sentences. Texts are printed as they stand: in messages "[peers]" is a table
+    of the configuration, not rich's markup. Without a terminal rich would cut tables to 80 columns.
+    """
+    fixed = None if sys.stdout.isatty() else width
+    return Console(markup=False, emoji=False, highlight=False, width=fixed)
 
 
 def print_json(value: object) -> None:

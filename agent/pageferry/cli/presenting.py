@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pageferry.cli.display import LiveDisplay
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import duration, print_error, print_json, size
+from pageferry.cli.output import console, duration, print_error, print_json, size
 from pageferry.control.info import Event, MigrationInfo
 
 QUESTION = "Cancel the migration? [y]es, [d]etach and let it run, [n]o: "
@@ -106,7 +106,7 @@ class TerminalPresenter:
         self._display = LiveDisplay(console)
 
     def started(self, migration_id: str, guest: str, destination: str) -> None:
-        self._console.print(f"migration {migration_id}: {guest} to {destination}", highlight=False)
+        self._console.print(f"migration {migration_id}: {guest} to {destination}")
         self._display.start()
 
     def report(self, report: MigrationInfo | Event) -> None:
@@ -131,19 +131,17 @@ class TerminalPresenter:
         return {"y": "cancel", "d": "detach"}.get(answer[:1], "go-on")
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text)
 
     def detached(self, migration_id: str) -> None:
         self._display.stop()
-        self._console.print(
-            f"detached; it goes on: pageferry watch {migration_id}", highlight=False
-        )
+        self._console.print(f"detached; it goes on: pageferry watch {migration_id}")
 
     def finished(self, info: MigrationInfo, code: ExitCode) -> None:
         self.report(info)
         self._display.stop()
         if code is ExitCode.COMPLETED:
-            self._console.print(summary(info), highlight=False)
+            self._console.print(summary(info))
         else:
             print_error(info.error or {"message": f"the migration has {info.status}"})
 
@@ -156,7 +154,7 @@ def presenter_for(*, as_json: bool) -> Presenter:
     """A live picture on a terminal, else JSON lines."""
     if as_json or not sys.stdout.isatty():
         return JsonPresenter()
-    return TerminalPresenter(Console())
+    return TerminalPresenter(console())
 
 
 def summary(info: MigrationInfo) -> str:

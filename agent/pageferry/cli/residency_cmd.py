@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.images import png, svg
-from pageferry.cli.output import UsageError, print_json, size
+from pageferry.cli.output import UsageError, console, print_json, size
 from pageferry.cli.picture import LEGEND, OUTSIDE, Cell, cells_of, colours_of, rows_of
 from pageferry.cli.values import GUEST_NAME_COMPLETION
 from pageferry.control.client import open_client
@@ -74,10 +73,10 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
     if arguments.json:
         print_json(dict(found.raw))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=160)
-        console.print(_table(found))
+        shown = console()
+        shown.print(_table(found))
         if not arguments.output:
-            _draw(console, found, columns)
+            _draw(shown, found, columns)
     return ExitCode.COMPLETED
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import UsageError, print_json, size
+from pageferry.cli.output import UsageError, console, print_json, size
 from pageferry.cli.values import MIGRATION_COMPLETION, PARAMETER_COMPLETION, parameters_from
 from pageferry.cli.watching import find_migration
 from pageferry.control.client import open_client
@@ -68,7 +66,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
     table = Table(box=None, pad_edge=False, show_header=False)
     for member in PARAMETERS:
         table.add_row(member.name, words(member, now.get(member.name)), member.doc)
-    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+    console().print(table)
     return ExitCode.COMPLETED
 
 

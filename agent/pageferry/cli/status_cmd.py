@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from pageferry.cli.display import PhaseProgress, render
 from pageferry.cli.exit_codes import ExitCode
-from pageferry.cli.output import duration, print_error, print_json, size
+from pageferry.cli.output import console, duration, print_error, print_json, size
 from pageferry.cli.values import MIGRATION_COMPLETION
 from pageferry.cli.watching import find_migration
 from pageferry.control.client import open_client
@@ -75,7 +73,7 @@ def _print_all(migrations: Sequence[MigrationInfo], *, as_json: bool) -> None:
             duration(info.total_time_ms),
             downtime,
         )
-    _console().print(table)
+    console().print(table)
 
 
 def _print_one(info: MigrationInfo, *, as_json: bool) -> None:
@@ -84,13 +82,8 @@ def _print_one(info: MigrationInfo, *, as_json: bool) -> None:
         return
     progress = PhaseProgress()
     progress.update(info)
-    console = _console()
-    console.print(f"migration {info.migration_id}, {info.role}", highlight=False)
-    console.print(render(info, progress))
+    shown = console()
+    shown.print(f"migration {info.migration_id}, {info.role}")
+    shown.print(render(info, progress))
     if info.error:
         print_error(info.error)
-
-
-def _console() -> Console:
-    """Without a terminal rich would cut tables to 80 columns."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
