@@ -148,3 +148,20 @@ def test_swap_traffic_is_a_rate_over_a_second_and_never_negative() -> None:
         swap.update(info("cold", **more))
         assert swap.in_bytes_per_s == expected
         assert swap.out_bytes_per_s == expected / 2
+
+
+def test_a_destination_shows_what_it_knows() -> None:
+    progress = PhaseProgress()
+    report = info("receiving", 0, 0, 2, role="destination", destination="")
+    progress.update(report)
+    out = console()
+    with out.capture() as shown:
+        out.print(render(report, progress))
+    text = shown.get()
+    assert "web to this host" in text
+    assert "2/5 receiving" in text
+    assert "received" in text
+    assert "remaining" not in text
+    assert "downtime" not in text
+    progress.update(info("done", role="destination", destination=""))
+    assert progress.title == "5/5 done"

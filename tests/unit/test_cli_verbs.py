@@ -63,6 +63,9 @@ async def test_set_changes_a_running_migration_and_the_defaults(tmp_path: Path) 
             "page-in-window": 2 << 20,
             "verify": True,
         }
+        returned, out, _ = await cli(bench, "set", "slow", "--json", "max-rounds=9")
+        assert json.loads(out)["max-rounds"] == 9
+        assert (await cli(bench, "set", "slow", "max-rounds=9", "--nonsense"))[0] == ExitCode.USAGE
         returned, _, err = await cli(bench, "set", "slow", "channels=4")
         assert returned == ExitCode.REFUSED
         assert "cannot be changed while a migration runs" in err

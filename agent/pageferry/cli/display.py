@@ -14,7 +14,10 @@ from pageferry.cli.output import duration, size
 from pageferry.control.info import MigrationInfo
 
 PHASES: Final = ("look", "arm", "cold", "resident", "rounds", "switchover", "commit", "done")
-"""The phases in their order."""
+"""The phases of a source in their order."""
+
+ARRIVING_PHASES: Final = ("look", "receiving", "switchover", "commit", "done")
+"""Those of a destination, which does not know how much is still to come."""
 
 RATE_MS: Final = 1000
 """Time over which rates are taken: shorter ones jump about."""
@@ -25,6 +28,7 @@ _TITLES: Final = {
     "cold": "cold pass (swapped memory)",
     "resident": "resident pass",
     "rounds": "rounds",
+    "receiving": "receiving",
     "switchover": "switchover",
     "device": "switchover",
     "commit": "commit",
@@ -37,6 +41,7 @@ class PhaseProgress:
 
     def __init__(self) -> None:
         self._place = (0, 0)
+        self._phases: tuple[str, ...] = PHASES
         self._phase = PHASES[0]
         self._fraction = 0.0
 
@@ -52,14 +57,16 @@ class PhaseProgress:
         title = _TITLES.get(self._phase, self._phase)
         if self._phase == "rounds":
             title = f"round {round_number}"
-        return f"{number + 1}/{len(PHASES)} {title}"
+        return f"{number + 1}/{len(self._phases)} {title}"
 
     def update(self, info: MigrationInfo) -> None:
         """Take in a report; one from an earlier phase or round changes nothing."""
         phase = "switchover" if info.phase == "device" else info.phase
-        if phase not in PHASES:
+        if info.role == "destination":
+            self._phases = ARRIVING_PHASES
+        if phase not in self._phases:
             return
-        place = (PHASES.index(phase), info.rounds if phase == "rounds" else 0)
+        place = (self._phases.index(phase), info.rounds if phase == "rounds" else 0)
         if place < self._place:
             return
         fraction = 0.0
@@ -126,7 +133,7 @@ def render(
     """
     headline = Text.assemble(
         (info.guest, "bold"),
-        f" to {info.destination}  ",
+        f" to {info.destination or 'this host'}  ",
         (info.status, _colour(info)),
         f"  {duration(info.total_time_ms)}",
     )
@@ -146,14 +153,19 @@ def _numbers(info: MigrationInfo, swap: SwapRates | None) -> Table:
     rate_bytes = info.pages_per_second * info.page_bytes
     dirty_bytes = info.dirty_pages_per_second * info.page_bytes
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("sent", size(info.transferred_bytes), "rate", f"{size(rate_bytes)}/s")
-    grid.add_row("remaining", size(info.remaining_bytes), "dirtied", f"{size(dirty_bytes)}/s")
+    sent = "received" if info.role == "destination" else "sent"
+    grid.add_row(sent, size(info.transferred_bytes), "rate", f"{size(rate_bytes)}/s")
+    if info.role != "destination":
+        grid.add_row("remaining", size(info.remaining_bytes), "dirtied", f"{size(dirty_bytes)}/s")
     paged_in, paged_out = size(info.paged_in_bytes), size(info.paged_out_bytes)
     if swap is not None and not info.is_final:
         paged_in += f", {size(swap.in_bytes_per_s)}/s"
         paged_out += f", {size(swap.out_bytes_per_s)}/s"
     grid.add_row("paged in", paged_in, "paged out", paged_out)
-    grid.add_row("rounds", str(info.rounds), *_downtime(info))
+    if info.role == "destination":
+        grid.add_row("rounds", str(info.rounds))
+    else:
+        grid.add_row("rounds", str(info.rounds), *_downtime(info))
     return grid
 
 

@@ -58,7 +58,7 @@ SOCKET_VARIABLE: Final = "PAGEFERRY_SOCKET"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb. Returns the exit status."""
-    arguments = make_parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         return int(trio.run(VERBS[arguments.verb].run, arguments))
     except (CommandError, PageferryError) as error:
@@ -69,6 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our lines has gone; Python would complain once more when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.FAILED)
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes no words of a list of any length after an option that stands in between, as in
+    `set web1 --json downtime-limit=100`."""
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (arguments.verb != "set" or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.assignments = [*arguments.assignments, *rest]
+    return arguments
 
 
 def _failed(arguments: argparse.Namespace, error: CommandError | PageferryError) -> ExitCode:

@@ -159,8 +159,10 @@ def presenter_for(*, as_json: bool) -> Presenter:
 
 def summary(info: MigrationInfo) -> str:
     """A completed migration in one sentence."""
+    sent = "received" if info.role == "destination" else "sent"
     text = (
-        f"{info.guest} runs on {info.destination}: {size(info.transferred_bytes)} sent in"
+        f"{info.guest} runs on {info.destination or 'this host'}:"
+        f" {size(info.transferred_bytes)} {sent} in"
         f" {duration(info.total_time_ms)}, {info.rounds} rounds"
     )
     if info.downtime_ms is not None:

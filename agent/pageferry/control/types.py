@@ -181,7 +181,12 @@ MIGRATION_INFO: Final = Struct(
     "MigrationInfo",
     (
         _optional("status", STATUS, ""),
-        _optional("phase", STR, "look, arm, cold, resident, rounds, switchover, commit, done"),
+        _optional(
+            "phase",
+            STR,
+            "look, arm, cold, resident, rounds, switchover, commit, done;"
+            " of a destination look, receiving, switchover, commit, done",
+        ),
         _optional("migration-id", STR, ""),
         _optional("guest", STR, "its name here, or the path of its QMP socket"),
         _optional("role", ROLE, ""),

@@ -98,6 +98,12 @@ class Progress:
             self.phase_total_pages = max(self.phase_total_pages, self.phase_done_pages)
             self.remaining_pages = self.phase_total_pages - self.phase_done_pages
 
+    def received(self, normal_pages: int, zero_pages: int) -> None:
+        """A batch has come in. How many will come, only the source knows."""
+        with self._lock:
+            self.normal_pages += normal_pages
+            self.zero_pages += zero_pages
+
     def paged(self, paged_in_pages: int, paged_out_pages: int, kept_pages: int) -> None:
         """A cold batch has been paged in and out again, but for *kept_pages* that stayed in."""
         with self._lock:

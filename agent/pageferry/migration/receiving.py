@@ -146,7 +146,7 @@ class RamReceiver:
             return
         paging.punch(carried.mapping.fd, carried.mapping.file_offset_bytes, runs)
         if isinstance(message, Zeros):
-            self._progress.sent(0, runs.pages)
+            self._progress.received(0, runs.pages)
         else:
             self._progress.punched_pages += runs.pages
 
@@ -169,7 +169,7 @@ class RamReceiver:
         if message.round > 1:
             self._forget_swapped(carried, runs)
         intake.take(message, carried.mapping, runs)
-        self._progress.sent(runs.pages, 0)
+        self._progress.received(runs.pages, 0)
         if message.cold:
             kept = self._page_out(carried, runs)
             if kept:

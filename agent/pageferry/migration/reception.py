@@ -140,6 +140,7 @@ class Reception:
     async def _take_in(self, receiver: RamReceiver, qemu: DestinationHandover) -> None:
         """Everything up to Commit's arrival."""
         self.progress.status = "active"
+        self.progress.enter("receiving")
         self.progress.total_bytes = sum(carried.block.length_bytes for carried in self.blocks)
         await self.journal.record(DestinationPhase.RECEIVING)
         await trio.to_thread.run_sync(receiver.clear)
@@ -158,6 +159,7 @@ class Reception:
             self.begin_commit()
             self.qemu.keep()
             self.ownership.on(DestinationEvent.HEARD_COMMIT)
+            self.progress.enter("commit")
             nursery.cancel_scope.cancel()
 
     async def _follow(
@@ -193,6 +195,7 @@ class Reception:
 
     async def _prepare_device(self, qemu: DestinationHandover, nursery: trio.Nursery) -> None:
         await self.journal.record(DestinationPhase.DEVICE)
+        self.progress.enter("switchover")
         relay = DeviceRelay(self.peer.send)
         self._stack.callback(relay.close)
         self.peer.device_sink = relay.deliver
