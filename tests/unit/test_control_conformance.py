@@ -122,13 +122,15 @@ async def test_wrong_calls_change_nothing(tmp_path: Path) -> None:
             ({"guest": "web", "uri": TARGET, "parameters": {"chanels": 2}}, "chanels"),
             ({"guest": "web", "uri": TARGET, "parameters": {"channels": 0}}, "channels is 0"),
             ({"guest": "web", "uri": TARGET, "parameters": {"residency-way": "guess"}}, "guess"),
-            ({"guest": "nobody", "uri": TARGET}, "nobody"),
             ({"guest": "web", "uri": "://"}, "://"),
         ):
             with pytest.raises(ExecuteError) as caught:
                 await qmp.execute("migrate", dict(arguments))
             assert said in str(caught.value)
             assert caught.value.error_class == "GenericError"
+        with pytest.raises(ExecuteError, match="nobody") as caught:
+            await qmp.execute("migrate", {"guest": "nobody", "uri": TARGET})
+        assert caught.value.error_class == "DeviceNotFound"
         with pytest.raises(ExecuteError, match="channels is 99"):
             await qmp.execute("migrate-set-parameters", {"timeout": 5, "channels": 99})
         assert "timeout" not in await call(qmp, "query-migrate-parameters")

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import trio
 
 import pageferry.daemon.listener as listener_module
 from pageferry.certificates.files import Side
+from pageferry.daemon.reloading import Reloader
+from pageferry.daemon.systemd import ServiceManager
 from pageferry.migration.journalled import Receivers
 from pageferry.migration.negotiation import query_destination
 from pageferry.model.errors import PeerLostError, RefusedError, RemoteProtocolError
@@ -224,6 +227,19 @@ async def test_certificates_are_reloaded(tmp_path: Path) -> None:
                 await trio.sleep(0.1)
     assert seen[0] != seen[1]
     assert seen[1] == seen[2]
+
+
+@pytest.mark.parametrize(("loopback", "complaints"), [(False, 0), (True, 2)])
+async def test_certificates_that_nobody_needs_are_not_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, loopback: bool, complaints: int
+) -> None:
+    none = tmp_path / "none"
+    async with running_daemon(tmp_path, tls_directory=none) as bench:
+        bench.supervisor.reconfigure(replace(bench.config, tls_loopback=loopback))
+        credentials = [Credentials(none, side) for side in Side]
+        await Reloader(bench.supervisor, ServiceManager(), None, credentials).reload()
+    errors = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert len(errors) == complaints, errors
 
 
 async def test_something_after_hello_comes_too_early(tmp_path: Path, pki: Pki) -> None:

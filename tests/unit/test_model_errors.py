@@ -10,7 +10,9 @@ from pageferry.model.errors import MigrationCancelledError, PageferryError, Refu
 KINDS = [
     kind
     for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, PageferryError) and kind is not RefusedError
+    if isinstance(kind, type)
+    and issubclass(kind, PageferryError)
+    and not issubclass(kind, RefusedError)
 ]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pageferry.model.errors import PageferryError
+from pageferry.model.errors import PageferryError, UnknownGuestError
 
 GENERIC_ERROR = "GenericError"
 COMMAND_NOT_FOUND = "CommandNotFound"
@@ -31,7 +31,9 @@ class CommandError(Exception):
     def from_pageferry(cls, error: PageferryError) -> CommandError:
         """The same error for the other end of a control socket."""
         desc = f"{error.message}; {error.advice}" if error.advice else error.message
-        return cls(desc, report=dict(error.report()))
+        is_absent = isinstance(error, UnknownGuestError)
+        error_class = DEVICE_NOT_FOUND if is_absent else GENERIC_ERROR
+        return cls(desc, error_class, dict(error.report()))
 
     @classmethod
     def denied(cls, message: str, advice: str) -> CommandError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pageferry.daemon.config import GUEST_NAME, Config
-from pageferry.model.errors import RefusedError
+from pageferry.model.errors import UnknownGuestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class GuestDirectory:
         self._config = config
 
     def by_name(self, name: str) -> Guest:
-        """The guest called *name*; the only way for a peer. Raises RefusedError."""
+        """The guest called *name*; the only way for a peer. Raises UnknownGuestError."""
         path = self._config.guests.get(name)
         if path is not None:
             return Guest(name, path)
@@ -44,13 +44,13 @@ class GuestDirectory:
             path = Path(self._config.guest_sockets.replace("{name}", name))
             if path.is_socket():
                 return Guest(name, path, configured=False)
-        raise RefusedError(
+        raise UnknownGuestError(
             f"there is no guest {name[:128]!r} on this host",
             advice="see `pageferry guests` here, and add it to [guests] in the configuration",
         )
 
     def by_reference(self, reference: str) -> Guest:
-        """A guest by its name, or by the absolute path of its QMP socket. Raises RefusedError.
+        """A guest by its name, or by the absolute path of its QMP socket. Raises UnknownGuestError.
 
         For local clients only: a path makes the daemon connect to whatever socket is named.
         """
@@ -58,7 +58,7 @@ class GuestDirectory:
             return self.by_name(reference)
         path = Path(reference)
         if not path.is_socket():
-            raise RefusedError(
+            raise UnknownGuestError(
                 f"{reference[:255]} is no socket",
                 advice="give the guest's name, or the path of its QMP socket",
             )

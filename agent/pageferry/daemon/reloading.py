@@ -75,7 +75,11 @@ class Reloader:
 
     def _reload_certificates(self) -> None:
         """Changed files are noticed anyway, at the next connection; this tells at once what is
-        wrong with them."""
+        wrong with them, unless nobody needs any: on loopback alone, or in plaintext."""
+        config = self._supervisor.config
+        has_none = not any(config.tls_directory.glob("*.pem"))
+        if has_none and not config.encryption.is_needed(config.listen.host):
+            return
         for each in self._credentials:
             try:
                 each.reload()

@@ -43,6 +43,10 @@ class RefusedError(PageferryError):
         super().__init__(message, guest_state=guest_state, advice=advice)
 
 
+class UnknownGuestError(RefusedError):
+    """This host knows no such guest."""
+
+
 class MigrationFailedError(PageferryError):
     """The migration failed before the commit; the source owns the guest and has resumed it."""
 
