@@ -59,6 +59,7 @@ async def test_plain_client_gives_typed_results(tmp_path: Path) -> None:
         assert (costs.bandwidth, costs.bandwidth_assumed, costs.sample_s) == (1 << 29, False, 0.5)
         assert {check.section for check in client.doctor(guest="web")} >= {"kernel", "tls"}
         assert client.recover() == []
+        assert client.recover(dry_run=True) == []
         client.set_parameters({"channels": 5})
         assert client.parameters()["channels"] == 5
         info: MigrationInfo = client.wait(client.migrate("web", TARGET))

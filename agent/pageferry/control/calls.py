@@ -160,7 +160,10 @@ def doctor(
     return Call("query-doctor", _list_of(Check.from_dict), arguments)
 
 
-def recover(migration_id: str | None = None) -> Call[list[Settlement]]:
-    """Settle a migration whose outcome is unknown, or all that are left over on that host."""
-    arguments = {"migration-id": migration_id}
+def recover(
+    migration_id: str | None = None, *, dry_run: bool | None = None
+) -> Call[list[Settlement]]:
+    """Settle a migration whose outcome is unknown, or all that are left over on that host. With
+    *dry_run* nothing is done: each says what would be."""
+    arguments = {"migration-id": migration_id, "dry-run": dry_run}
     return Call("migrate-recover", _list_of(Settlement.from_dict), arguments)

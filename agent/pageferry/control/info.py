@@ -48,6 +48,10 @@ class MigrationInfo:
     phase_total_bytes: int
     verified: bool | None
     error: Mapping[str, Any]
+    kept_bytes: int = 0
+    punched_bytes: int = 0
+    window_bytes: int = 0
+    cpu_throttle_percentage: int | None = None
 
     @property
     def is_final(self) -> bool:
@@ -87,6 +91,10 @@ class MigrationInfo:
             phase_total_bytes=progress.get("phase-total-bytes", 0),
             verified=raw.get("verified"),
             error=error,
+            kept_bytes=residency.get("kept-bytes", 0),
+            punched_bytes=residency.get("punched-bytes", 0),
+            window_bytes=residency.get("window-bytes", 0),
+            cpu_throttle_percentage=raw.get("cpu-throttle-percentage"),
         )
 
 
@@ -100,6 +108,8 @@ class GuestInfo:
     present: bool
     migration_id: str | None
     status: str
+    role: str = ""
+    configured: bool = True
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> GuestInfo:
@@ -111,6 +121,8 @@ class GuestInfo:
             present=raw.get("present", False),
             migration_id=raw.get("migration-id"),
             status=raw.get("status", "none"),
+            role=raw.get("role", ""),
+            configured=raw.get("configured", True),
         )
 
 
@@ -294,7 +306,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What became of one side of a migration that recovery looked at."""
+    """What became of one side of a migration that recovery looked at.
+
+    ``plan`` follows from what was ``found``, and is empty where there is nothing to do; ``lost``:
+    the guest ended with the destination's QEMU.
+    """
 
     raw: Mapping[str, Any]
     migration_id: str
@@ -302,6 +318,10 @@ class Settlement:
     message: str
     role: str
     guest: str
+    phase: str = ""
+    found: str = ""
+    plan: str = ""
+    lost: bool = False
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Settlement:
@@ -313,6 +333,10 @@ class Settlement:
             message=raw.get("message", ""),
             role=raw.get("role", ""),
             guest=raw.get("guest", ""),
+            phase=raw.get("phase", ""),
+            found=raw.get("found", ""),
+            plan=raw.get("plan", ""),
+            lost=raw.get("lost", False),
         )
 
 
