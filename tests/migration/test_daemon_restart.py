@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +98,14 @@ def test_migration_goes_on_over_restarts_and_a_crash(
                 parameters = {"downtime-limit": 1, "max-rounds": 10_000}
                 uri = f"127.0.0.1:{destination.port}"
                 migration_id = client.migrate("web", uri, parameters=parameters)
+            watching = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "pageferry.cli.main", "watch", "web", "--json"),
+                    *("--socket", str(source.control_socket)),
+                ],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             wait_rounds(source, migration_id, 4)
             source.restart(signal.SIGTERM)
             wait_rounds(source, migration_id, 8)
@@ -112,6 +122,10 @@ def test_migration_goes_on_over_restarts_and_a_crash(
                 last = client.wait(migration_id)
             assert last.status == "completed", (last.error, source.log(), destination.log())
             assert last.verified is True
+            lines = [json.loads(line) for line in watching.communicate(timeout=20)[0].splitlines()]
+            assert watching.returncode == 0, lines[-1]
+            assert any(line["event"] == "note" for line in lines)  # it saw daemons go
+            assert lines[-1]["info"]["verified"] is True
             with connect(destination.control_socket) as client:
                 assert client.wait(migration_id).status == "completed"
                 assert [each.role for each in client.history()] == ["destination"]

@@ -119,6 +119,8 @@ def test_exit_status_follows_the_error_first() -> None:
     assert code("failed", "refused") is ExitCode.REFUSED
     assert code("failed", "unknown") is ExitCode.UNKNOWN
     assert code("failed", "qemu") is ExitCode.FAILED
+    of_journal = MigrationInfo.from_dict({"status": "cancelled", "error-desc": "it was cancelled"})
+    assert of_migration(of_journal) is ExitCode.CANCELLED
 
 
 def test_doctor_is_as_good_as_its_worst_check() -> None:

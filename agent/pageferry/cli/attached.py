@@ -2,22 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
+from typing import Final
 
 import trio
 
 from pageferry.cli.exit_codes import ExitCode, of_migration
 from pageferry.cli.presenting import Presenter
 from pageferry.cli.watching import reports
-from pageferry.control.client import ControlClient, DaemonUnreachableError
+from pageferry.control.client import ControlClient, DaemonUnreachableError, open_client
 from pageferry.control.errors import CommandError
 from pageferry.control.info import MigrationInfo
 
+log = logging.getLogger(__name__)
+
+AWAY_S: Final = 10.0
+"""How long a daemon may be away: systemd starts one that has crashed again after two seconds."""
+
+AGAIN_S: Final = 0.3
+
+
+async def follow(
+    path: Path, client: ControlClient, attached: Attached, signals: AsyncIterator[int]
+) -> ExitCode:
+    """Follow to the end, or until the operator detaches; also over restarts of the daemon at
+    *path*, of which a migration takes no notice either.
+
+    Raises DaemonUnreachableError when it does not come back, or does not know the migration then.
+    """
+    try:
+        return await attached.follow(client, signals)
+    except DaemonUnreachableError as error:
+        lost = error
+    attached.note("the daemon went away; waiting for the next one")
+    while trio.current_time() < attached.heard_at_s + AWAY_S:
+        if await _is_signalled(signals, AGAIN_S):
+            break
+        try:
+            async with open_client(path) as again:
+                return await attached.follow(again, signals)
+        except DaemonUnreachableError as error:
+            log.debug("not yet: %s", error)
+        except CommandError:
+            break
+    raise lost
+
+
+async def _is_signalled(signals: AsyncIterator[int], timeout_s: float) -> bool:
+    with trio.move_on_after(timeout_s):
+        await anext(signals)
+        return True
+    return False
+
 
 class Attached:
-    """One attachment. `follow` once.
+    """Attached to one migration, by one client after the other.
 
     Who *only_watches* did not start it, so that a signal without a question at a terminal is the
     watcher's end and not the migration's: a monitor that is stopped must not cancel what it sees.
@@ -25,28 +68,30 @@ class Attached:
 
     def __init__(
         self,
-        client: ControlClient,
         migration_id: str,
         presenter: Presenter,
         *,
         only_watches: bool = False,
     ) -> None:
+        self.heard_at_s = trio.current_time()
+        """When the daemon last said something of it."""
         self._only_watches = only_watches
-        self._client = client
         self._migration_id = migration_id
         self._presenter = presenter
         self._cancelling = False
         self._scope = trio.CancelScope()
 
-    async def follow(self, signals: AsyncIterator[int]) -> ExitCode:
-        """Until the end, or until the operator detaches."""
+    async def follow(self, client: ControlClient, signals: AsyncIterator[int]) -> ExitCode:
+        """Until the end, or until the operator detaches. Raises CommandError and
+        DaemonUnreachableError."""
+        self._scope = trio.CancelScope()
         last: MigrationInfo | None = None
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._obey, signals)
+            nursery.start_soon(self._obey, client, signals)
             with self._scope:
                 try:
-                    last = await self._watch()
+                    last = await self._watch(client)
                 except Exception as error:  # noqa: BLE001 - carried out of the nursery, unwrapped
                     failure = error
             nursery.cancel_scope.cancel()
@@ -59,16 +104,21 @@ class Attached:
         self._presenter.finished(last, code)
         return code
 
-    async def _watch(self) -> MigrationInfo | None:
-        with self._client.events() as events:
-            async with aclosing(reports(self._client, self._migration_id, events)) as stream:
+    def note(self, text: str) -> None:
+        """A remark for who watches."""
+        self._presenter.note(text)
+
+    async def _watch(self, client: ControlClient) -> MigrationInfo | None:
+        with client.events() as events:
+            async with aclosing(reports(client, self._migration_id, events)) as stream:
                 async for report in stream:
+                    self.heard_at_s = trio.current_time()
                     self._presenter.report(report)
                     if isinstance(report, MigrationInfo) and report.is_final:
                         return report
         return None
 
-    async def _obey(self, signals: AsyncIterator[int]) -> None:
+    async def _obey(self, client: ControlClient, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             answer = "detach"
             if self._concerns_the_migration(number) and not self._cancelling:
@@ -76,7 +126,7 @@ class Attached:
             if answer == "detach":
                 self._scope.cancel()
             elif answer == "cancel":
-                await self._cancel()
+                await self._cancel(client)
 
     def _concerns_the_migration(self, number: int) -> bool:
         if self._only_watches:
@@ -97,10 +147,10 @@ class Attached:
             nursery.cancel_scope.cancel()
         return answer
 
-    async def _cancel(self) -> None:
+    async def _cancel(self, client: ControlClient) -> None:
         self._cancelling = True
         self._presenter.note("cancelling; once more detaches")
         try:
-            await self._client.cancel(migration_id=self._migration_id)
+            await client.cancel(migration_id=self._migration_id)
         except (CommandError, DaemonUnreachableError) as error:
             self._presenter.note(str(error))

@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from pageferry.cli.attached import Attached
+from pageferry.cli.attached import Attached, follow
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.presenting import presenter_for
 from pageferry.cli.values import (
@@ -31,7 +31,9 @@ live; otherwise, and with --json, there is one JSON object per line, the last on
 
 Ctrl-C on a terminal asks whether to cancel, to detach, or to go on; pressed again at the question
 it cancels. Without a terminal SIGINT and SIGTERM cancel the migration and wait until it is. Once it
-has been committed nothing can be cancelled. A hang-up detaches: the migration goes on."""
+has been committed nothing can be cancelled. A hang-up detaches: the migration goes on.
+
+When the daemon is restarted it is waited for, ten seconds long: the migration has not noticed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +124,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
                 presenter.detached(migration_id)
                 return ExitCode.COMPLETED
             try:
-                return await Attached(client, migration_id, presenter).follow(signals)
+                attached = Attached(migration_id, presenter)
+                return await follow(arguments.socket, client, attached, signals)
             finally:
                 presenter.close()

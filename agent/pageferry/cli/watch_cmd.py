@@ -7,7 +7,7 @@ import signal
 
 import trio
 
-from pageferry.cli.attached import Attached
+from pageferry.cli.attached import Attached, follow
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.presenting import presenter_for
 from pageferry.cli.values import MIGRATION_COMPLETION
@@ -20,7 +20,8 @@ SUMMARY = "attach to a running migration"
 DESCRIPTION = """\
 Follows the running migration of GUEST, or the one with that ID, as `pageferry migrate` does: the
 same picture, the same JSON lines, the same question at Ctrl-C, the same exit status. Any number of
-terminals may be attached to one migration. One that is over is shown as it ended.
+terminals may be attached to one migration. One that is over is shown as it ended. A daemon that is
+restarted is waited for.
 
 Where nobody can be asked, without a terminal, SIGINT and SIGTERM only end the watching: the
 migration goes on, and the exit status is 0, after a last line with "event":"detached"."""
@@ -45,7 +46,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
                 raise CommandError(f"{arguments.reference} is in no migration")
             presenter.started(info.migration_id, info.guest, info.destination or "this host")
             try:
-                attached = Attached(client, info.migration_id, presenter, only_watches=True)
-                return await attached.follow(signals)
+                attached = Attached(info.migration_id, presenter, only_watches=True)
+                return await follow(arguments.socket, client, attached, signals)
             finally:
                 presenter.close()

@@ -64,7 +64,9 @@ class MigrationInfo:
         ram, residency, progress = _map(raw, "ram"), _map(raw, "residency"), _map(raw, "progress")
         error = dict(_map(raw, "error"))
         if not error and raw.get("error-desc"):
-            error = {"kind": "failed", "message": raw["error-desc"]}
+            # As a journal has it, where no daemon saw the end.
+            kind = "cancelled" if raw.get("status") == "cancelled" else "failed"
+            error = {"kind": kind, "message": raw["error-desc"]}
         return cls(
             raw=raw,
             migration_id=raw.get("migration-id", ""),
