@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from pageferry.daemon.config import Config
 from pageferry.daemon.destination_checks import NOT_ALLOWED, check_destination, guest_checks
 from pageferry.model.residency import ResidencyBytes
 from pageferry.model.verdict import Check, Verdict
+from pageferry.net.address import Address
 from pageferry.policy.peers import PeerRule, PeerRules
 from pageferry.wire.messages import QueryReply
+from tests.support.daemon_bench import free_port
 from tests.support.pki import Pki
 from tests.unit.test_daemon_tls import daemon_with_tls
 
@@ -55,6 +58,13 @@ def test_an_agent_that_does_not_know_the_question_is_no_fault() -> None:
     assert told.verdict is Verdict.UNKNOWN
     (told,) = guest_checks("web", RAM, QueryReply(NOT_ALLOWED, "[peers] there"))
     assert told.verdict is Verdict.BLOCKED
+
+
+async def test_nobody_there() -> None:
+    nowhere = Address("127.0.0.1", free_port())
+    (agent,) = await check_destination(Config(), nowhere, NEEDS)
+    assert agent.verdict is Verdict.BLOCKED
+    assert agent.found == f"the agent at {nowhere} cannot be reached: Connection refused"
 
 
 async def test_it_is_asked_as_a_migration_would(tmp_path: Path) -> None:

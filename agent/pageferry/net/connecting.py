@@ -5,6 +5,7 @@ With TLS there are two sessions in a row, see net.handing_over.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,13 +135,21 @@ async def _connect(route: Route) -> trio.SocketStream | TlsStream:
             tcp = await trio.open_tcp_stream(address.host, address.port)
     except (OSError, trio.TooSlowError) as error:
         raise RefusedError(
-            f"the agent at {address} cannot be reached: {str(error) or 'no answer'}",
+            f"the agent at {address} cannot be reached: {_reason(error)}",
             advice="check that pageferryd runs there and listens on that address",
         ) from error
     if route.context is None:
         return tcp
     sock = socket.socket(fileno=tcp.socket.detach())
     return tls_stream(route.context, sock, FIRST_PROTOCOL, route.peer, address.host)
+
+
+def _reason(error: OSError | trio.TooSlowError) -> str:
+    """Why no address of a host took a connection: trio itself says only that all have failed."""
+    each = getattr(error.__cause__, "exceptions", ())
+    numbers = dict.fromkeys(one.errno for one in each if isinstance(one, OSError))
+    reasons = [os.strerror(number) for number in numbers if number is not None]
+    return ", ".join(reasons) or str(error) or "no answer"
 
 
 async def _introduce(route: Route, stream: TlsStream, first: Message) -> None:
