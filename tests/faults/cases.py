@@ -148,6 +148,8 @@ def _one(owner: Owner) -> frozenset[Owner]:
 
 
 SPECIAL: Final = {
+    # Nobody has called it yet, and one that was started again may listen by then (both were seen).
+    Case(S.LOOK, F.DESTINATION_DAEMON_KILLED): BOTH,
     # Nothing asks the source's QEMU for anything any more.
     Case(S.COMMIT, F.SOURCE_QEMU_KILLED): _one(Owner.DESTINATION),
     Case(S.COMMIT, F.SOURCE_QEMU_HANGS): _one(Owner.DESTINATION),
