@@ -168,6 +168,10 @@ def test_giving_up_for_the_stop_alone_does_not_blame_the_guest() -> None:
     assert "the stop alone takes longer than allowed" in decision.reason
     assert "1775 ms of it" in decision.reason
     assert "downtime-limit to 2231" in decision.advice
+    wanted = MigrationParameters(max_rounds=1, downtime_limit_ms=1)
+    decision = decide(history, LEAST_MS + 200, LEAST_MS, wanted)
+    assert isinstance(decision, GiveUp)
+    assert "the guest writes faster than it can be sent" in decision.reason
 
 
 def test_giving_up_says_why_and_what_to_do() -> None:

@@ -102,7 +102,8 @@ def _give_up(
         else ""
     )
     rest = f"{remaining_mib:.1f} MiB are left, which at {rate_mib:.0f} MiB/s means {downtime}"
-    if least_ms > limit_ms:
+    sends_ms = None if expected_ms is None else expected_ms - least_ms
+    if least_ms > limit_ms and sends_ms is not None and sends_ms <= limit_ms:
         why = "the stop alone takes longer than allowed"
         rest += (
             f", {least_ms} ms of it without anything to send, as in this host's last switchovers"
