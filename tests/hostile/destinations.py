@@ -16,9 +16,7 @@ from pageferry.migration.journal import read_journal
 from pageferry.testing.lab.hosts import tracked_ranges_in, userfaultfds_in
 from pageferry.testing.lab.monitor import LabMonitor
 from pageferry.wire import messages as m
-from pageferry.wire.frames import FrameDecoder
-from pageferry.wire.messages import encode
-from tests.hostile.peers import MACHINE, TIMEOUT_S
+from tests.hostile.peers import MACHINE, TIMEOUT_S, Speaker
 from tests.recovery.bench import Daemon, daemon, eventually
 
 TOKEN = b"t" * 32
@@ -84,16 +82,16 @@ def host(folder: Path) -> Iterator[Host]:
             ram.unlink(missing_ok=True)
 
 
-class Destination:
+class Destination(Speaker):
     """One hostile destination, for one migration that it has the source begin."""
 
     def __init__(self, host: Host) -> None:
+        super().__init__()
         self.host = host
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(TIMEOUT_S)
         self.channels: list[socket.socket] = []
         self._drains: list[threading.Thread] = []
-        self._decoder = FrameDecoder()
         host_and_port = f"127.0.0.1:{self._listener.getsockname()[1]}"
         started = host.control("migrate", guest="web", uri=host_and_port)
         self.migration_id = str(started["migration-id"])
@@ -113,30 +111,6 @@ class Destination:
         sock, _peer = self._listener.accept()
         sock.settimeout(TIMEOUT_S)
         return sock
-
-    # Saying and hearing.
-
-    def say(self, *messages: m.Message) -> None:
-        for message in messages:
-            self.control.sendall(encode(message))
-
-    def hear(self) -> m.Message:
-        """The next message but Ping, which is answered."""
-        while True:
-            message = self._decoder.next_frame()
-            if message is None:
-                data = self.control.recv(1 << 16)
-                assert data, "the source has closed the connection"
-                self._decoder.feed(data)
-            elif isinstance(message, m.Ping):
-                self.say(m.Pong(message.sequence))
-            else:
-                return message
-
-    def expect(self, kind: type[m.Message]) -> m.Message:
-        message = self.hear()
-        assert isinstance(message, kind), message
-        return message
 
     # Getting there.
 

@@ -98,17 +98,53 @@ def victim(folder: Path) -> Iterator[Victim]:
             made.end()
 
 
-class Source:
+class Speaker:
+    """One end of a control connection, of which the other is an agent."""
+
+    control: socket.socket
+
+    def __init__(self) -> None:
+        self._decoder = FrameDecoder()
+
+    def say(self, *messages: m.Message) -> None:
+        for message in messages:
+            self.control.sendall(encode(message))
+
+    def hear(self) -> m.Message | None:
+        """The next message but Ping, which is answered; None at the end of the connection."""
+        while True:
+            message = self._decoder.next_frame()
+            if message is None:
+                try:
+                    data = self.control.recv(1 << 16)
+                except ConnectionError:
+                    return None
+                if not data:
+                    return None
+                self._decoder.feed(data)
+            elif isinstance(message, m.Ping):
+                with contextlib.suppress(OSError):
+                    self.say(m.Pong(message.sequence))
+            else:
+                return message
+
+    def expect(self, kind: type[m.Message]) -> m.Message:
+        message = self.hear()
+        assert isinstance(message, kind), message
+        return message
+
+
+class Source(Speaker):
     """One hostile source. Says anything; knows how to get to where it wants to misbehave."""
 
     def __init__(self, victim: Victim) -> None:
+        super().__init__()
         self.victim = victim
         victim.migrations += 1
         self.migration_id = f"{os.getpid():08x}{victim.migrations:024x}"
         self.control = self.connect()
         self.channels: list[socket.socket] = []
         self.ready: m.Ready | None = None
-        self._decoder = FrameDecoder()
 
     def connect(self) -> socket.socket:
         sock = connect_data("127.0.0.1", self.victim.daemon.port, TIMEOUT_S)
@@ -136,37 +172,10 @@ class Source:
         }
         return m.Describe(**values)  # type: ignore[arg-type]
 
-    def say(self, *messages: m.Message) -> None:
-        for message in messages:
-            self.control.sendall(encode(message))
-
     def send(self, channel: int, message: m.Message, payload: bytes = b"") -> None:
         self.channels[channel].sendall(encode_head(message, len(payload)) + payload)
 
     # Hearing.
-
-    def hear(self) -> m.Message | None:
-        """The next message but Ping, which is answered; None at the end of the connection."""
-        while True:
-            message = self._decoder.next_frame()
-            if message is None:
-                try:
-                    data = self.control.recv(1 << 16)
-                except ConnectionError:
-                    return None
-                if not data:
-                    return None
-                self._decoder.feed(data)
-            elif isinstance(message, m.Ping):
-                with contextlib.suppress(OSError):
-                    self.say(m.Pong(message.sequence))
-            else:
-                return message
-
-    def expect(self, kind: type[m.Message]) -> m.Message:
-        message = self.hear()
-        assert isinstance(message, kind), message
-        return message
 
     def last_words(self) -> list[m.Message]:
         """Everything until the connection ends."""

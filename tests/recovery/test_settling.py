@@ -209,12 +209,16 @@ def test_the_source_qemu_ended_in_the_switchover(hosts: Hosts, is_replaced: bool
             assert another.status == "prelaunch", "it is another guest, or this one started anew"
 
 
-def test_a_source_that_settles_has_the_destination_settle_too(hosts: Hosts) -> None:
-    """It asks for its guest back, which the destination was not told to run."""
-    handed_over(hosts)
+def both_ready(hosts: Hosts) -> None:
     for each in (hosts.source, hosts.destination):
         each.start()
         each.wait_ready()
+
+
+def test_a_source_that_settles_has_the_destination_settle_too(hosts: Hosts) -> None:
+    """It asks for its guest back, which the destination was not told to run."""
+    handed_over(hosts)
+    both_ready(hosts)
     # Neither daemon knows of them.
     theirs = hosts.destination_journal(DestinationPhase.LOADED)
     ours = hosts.source_journal(SourcePhase.COMMIT)
@@ -233,9 +237,7 @@ def test_a_source_that_settles_has_the_destination_settle_too(hosts: Hosts) -> N
 
 def test_a_guest_that_the_destination_was_told_to_run_is_not_asked_for(hosts: Hosts) -> None:
     handed_over(hosts)
-    for each in (hosts.source, hosts.destination):
-        each.start()
-        each.wait_ready()
+    both_ready(hosts)
     theirs = hosts.destination_journal(DestinationPhase.COMMITTED)
     ours = hosts.source_journal(SourcePhase.COMMIT)
     done = hosts.source.recover(ID)

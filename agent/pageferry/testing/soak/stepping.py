@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.phase import SourcePhase
@@ -170,12 +171,18 @@ class _Stepping:
         self._compare_with_word()
         outcome.findings += leaks(self._stage, [source, destination])
 
+    def _info(self) -> dict[str, Any]:
+        """What the source says of the migration. LabError when nobody answers."""
+        migration_id = self._outcome.migration_id
+        info: dict[str, Any] = self._stage.ask(
+            self._here, "query-migrate", migration_id=migration_id
+        )
+        return info
+
     def _error(self) -> str:
         """What the source says of why it did not end well."""
         try:
-            info = self._stage.ask(
-                self._here, "query-migrate", migration_id=self._outcome.migration_id
-            )
+            info = self._info()
         except LabError as error:
             return str(error)
         return f"{info.get('status')}: {info.get('error-desc')}"
@@ -183,9 +190,7 @@ class _Stepping:
     def _zero_bytes(self, destination_may_lack_bytes: int) -> int:
         """What was sent as zeros, as the source says; all of it may be, when nobody says."""
         try:
-            info = self._stage.ask(
-                self._here, "query-migrate", migration_id=self._outcome.migration_id
-            )
+            info = self._info()
         except LabError:  # a daemon that has been started since does not know of it any more
             return destination_may_lack_bytes
         return int((info.get("ram") or {}).get("duplicate", 0)) * PAGE_BYTES
