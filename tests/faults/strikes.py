@@ -152,7 +152,7 @@ def _fill_disk(world: World, daemon: LabDaemon) -> None:
 
 def _lose_swap(world: World) -> None:
     assert world.swap is not None
-    world.swap.fail(world.pair.guest.layout.cold.length_bytes)
+    world.swap.fail()
     world.has_lost_pages = True
 
 

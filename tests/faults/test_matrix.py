@@ -21,14 +21,14 @@ pytestmark = [pytest.mark.root, pytest.mark.swap, pytest.mark.qemu]
 @pytest.mark.parametrize("case", chosen(list(MATRIX), QUICK), ids=lambda case: case.name)
 def test_fault_in_phase(case: Case, host_swap: object, newest_qemu: QemuBinary) -> None:
     for tries_left in reversed(range(TRIES)):
-        with world_of(case, newest_qemu) as world:
-            try:
+        try:
+            with world_of(case, newest_qemu) as world:
                 strike(world)
-            except OthersSwappedError:
-                if tries_left:
-                    continue
-                raise
-            outcome = assert_settled(world)
-            assert outcome.owner in owners(case), f"{outcome}\n{world.logs()}"
+                outcome = assert_settled(world)
+                assert outcome.owner in owners(case), f"{outcome}\n{world.logs()}"
+        except OthersSwappedError:
+            if tries_left:
+                continue
+            raise
         record(case.name, outcome)
         return

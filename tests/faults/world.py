@@ -248,6 +248,7 @@ def world_of(
             stack.callback(guest.source.stop)
         page_out(guest.source, guest.layout.cold.address, guest.layout.cold.length_bytes)
         if swap is not None:
+            stack.enter_context(swap.closed_to_others(guest.layout.cold.length_bytes))
             forget_swap_cache(guest.source, guest.layout.cold.length_bytes)
         repairs = stack.enter_context(contextlib.ExitStack())
         world = World(case, pair, held, ends, _before(pair), repairs, swap=swap)

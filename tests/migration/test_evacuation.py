@@ -165,7 +165,8 @@ def test_host_is_evacuated_through_failure_and_kill(site: Site) -> None:
     completed = [entry.guest for entry in entries if entry.status == "completed"]
     assert sorted(completed) == sorted(GUESTS), "each exactly once"
     failed = [entry for entry in entries if entry.status != "completed"]
-    assert [entry.guest for entry in failed] == [victim["name"]]
+    told = [(entry.guest, entry.reason) for entry in failed]
+    assert [guest for guest, _reason in told] == [victim["name"]], told
     assert most_at_once(entries) == PARALLEL
     assert {each["state"] for each in site.remembered().values()} == {"completed"}
     with ThreadPoolExecutor() as pool:

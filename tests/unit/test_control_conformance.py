@@ -212,14 +212,33 @@ async def test_history_outlives_the_daemon_and_knows_what_journals_know(tmp_path
     await journal.record(SourcePhase.LOOK, guest="db", qmp="/x", host="other", port=1234)
     await journal.record(SourcePhase.CANCELLED, reason="the operator said so")
     journal.close()
+    lost_id = "fedcba9876543210"
+    journal = Journal.create(tmp_path / "state", lost_id, "source")
+    await journal.record(SourcePhase.LOOK, guest="dns", qmp="/y", host="other", port=1234)
+    phases = list(SourcePhase)
+    for phase in phases[1 : phases.index(SourcePhase.COMMIT) + 1]:
+        await journal.record(phase)
+    notes = {"guest-state": "it ended there", "lost": True}
+    await journal.record(SourcePhase.COMPLETED, reason="its worker ended", **notes)
+    journal.close()
 
     async def talk(qmp: QMPClient) -> None:
         assert await call(qmp, "query-migrations") == []
+        lost = (await call(qmp, "query-migrate-history", guest="dns"))[0]
+        assert lost["status"] == "failed", "the guest is nowhere, whoever had it last"
+        assert lost["error"]["kind"] == "unknown"
+        told = (await call(qmp, "query-migrate", **{"migration-id": lost_id}))["error"]
+        assert told["message"] == "its worker ended"
+        assert told["guest-state"] == "it ended there"
+        assert lost_id in told["advice"]
         found = await call(qmp, "query-migrate-history")
         assert [(each["guest"], each["status"]) for each in found] == [
+            ("dns", "failed"),
             ("db", "cancelled"),
             ("web", "completed"),
         ]
+        del found[0]
+        assert "never runs" in found[0]["error"]["guest-state"]
         assert found[0]["destination"] == "other:1234"
         assert found[0]["reason"] == "the operator said so"
         assert found[0]["started"] <= found[0]["ended"]

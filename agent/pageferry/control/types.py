@@ -338,6 +338,7 @@ HISTORY_ENTRY: Final = Struct(
         Member("ended", NUMBER, "seconds since 1970"),
         _optional("destination", STR, "of a source"),
         _optional("reason", STR, "why it did not complete"),
+        _optional("error", ERROR, "the same in full, where only the journal is left to tell"),
         _optional("info", MIGRATION_INFO, "its last state; missing where only the journal is left"),
     ),
 )

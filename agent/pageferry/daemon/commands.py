@@ -197,7 +197,7 @@ class Commands:
         if cells is not None and not 1 <= cells <= MAX_CELLS:
             raise CommandError(f"Parameter 'cells' expects a number from 1 to {MAX_CELLS}")
         guest = self._guest(arguments["guest"], peer)
-        with self._supervisor.reserved(guest, "its residency is being looked at"):
+        async with self._supervisor.looks.at(guest, "its residency is being looked at"):
             return await self._hooks.residency(guest.qmp, cells)
 
     async def _estimate(self, arguments: Arguments, peer: Peer) -> Arguments:
@@ -211,7 +211,7 @@ class Commands:
                 raise CommandError(f"Parameter '{name}' expects bytes per second above 0")
         parameters = self._supervisor.defaults.updated(arguments.get("parameters", {}))
         guest = self._guest(arguments["guest"], peer)
-        with self._supervisor.reserved(guest, "its costs are being estimated"):
+        async with self._supervisor.looks.at(guest, "its costs are being estimated"):
             return await self._hooks.estimate(
                 {
                     "qmp": str(guest.qmp),

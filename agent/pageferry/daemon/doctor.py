@@ -60,7 +60,7 @@ async def check_guest(
             Check("guest", "qmp", Verdict.UNKNOWN, found, "start it to look at it", guest.label)
         ]
     try:
-        with supervisor.reserved(guest, "the doctor is looking at it"):
+        async with supervisor.looks.at(guest, "the doctor is looking at it"):
             with trio.move_on_after(GUEST_S):
                 return await hooks.check_guest(guest.label, guest.qmp, side)
             found = f"QEMU did not answer within {GUEST_S:.0f} s"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pageferry.control.info import FINAL_STATUSES
-from pageferry.daemon.settling import STATUS_OF_PHASE
+from pageferry.daemon.settling import STATUS_OF_PHASE, ending_of
 from pageferry.migration.journal import JournalError, JournalState, journals, read_journal
 
 log = logging.getLogger(__name__)
@@ -156,25 +156,26 @@ def record_of(info: dict[str, Any], started_s: float, ended_s: float) -> Record:
 
 
 def _record_of(state: JournalState) -> Record:
+    status, error = ending_of(state)
     record: Record = {
         "migration-id": state.migration_id,
         "role": state.role,
         "guest": str(state.notes.get("guest", "")),
-        "status": STATUS_OF_PHASE[state.phase],
+        "status": status,
         "started": round(state.began_ns / _NS_PER_S, 3),
         "ended": round(state.ended_ns / _NS_PER_S, 3),
     }
     if "host" in state.notes and "port" in state.notes:
         record["destination"] = f"{state.notes['host']}:{state.notes['port']}"
-    if state.notes.get("reason"):
-        record["reason"] = str(state.notes["reason"])
+    if error is not None:
+        record.update(reason=error["message"], error=error)
     return record
 
 
 def _info_of(record: Record) -> dict[str, Any]:
     told: dict[str, Any] = {
         key: record[key]
-        for key in ("status", "migration-id", "guest", "role", "destination")
+        for key in ("status", "migration-id", "guest", "role", "destination", "error")
         if key in record
     }
     if "reason" in record:

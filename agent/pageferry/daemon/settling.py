@@ -12,6 +12,7 @@ from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.migrations import Migration
 from pageferry.migration.journal import (
     JournalError,
+    JournalState,
     holder_of,
     journals,
     read_journal,
@@ -35,6 +36,36 @@ STATUS_OF_PHASE: Final = {
 }
 """MigrationStatus for each phase after which nothing follows."""
 _UNKNOWN_STATE: Final = "not known: do not start it anywhere"
+
+
+_LOOK: Final = "see the daemon's log, and try again"
+_STATES: Final = {
+    "source": "the source's: it never runs at the destination",
+    "destination": "the source's: it never runs here",
+}
+
+
+def ending_of(state: JournalState) -> tuple[str, dict[str, str] | None]:
+    """How a journal ended: its MigrationStatus, and what is told of it, as in a worker's last
+    packet; None when it completed. For an end that no daemon saw."""
+    notes = state.notes
+    status = STATUS_OF_PHASE[state.phase]
+    is_lost = bool(notes.get("lost")) or state.phase == DestinationPhase.LOST.value
+    if status == "completed" and not is_lost:
+        return status, None
+    guest_state, advice = _STATES[state.role], _LOOK
+    if is_lost:
+        status = "failed"
+        guest_state = "it ended with the destination's QEMU"
+        advice = f"`pageferry recover {state.migration_id}` says where it stands"
+    if status == "cancelled":
+        advice = ""
+    return status, {
+        "kind": "unknown" if is_lost else status,
+        "message": str(notes.get("reason") or "nobody wrote down why"),
+        "guest-state": str(notes.get("guest-state") or guest_state),
+        "advice": str(notes.get("advice") or advice),
+    }
 
 
 async def settle_after_death(
@@ -62,7 +93,7 @@ async def settle_after_death(
     status = STATUS_OF_PHASE.get(phase, "failed")
     if status == "completed":
         return {"info": {**migration.info, "status": status}, "error": None}
-    return _word(migration, status, died, message, "see the daemon's log, and try again")
+    return _word(migration, status, died, message, _LOOK)
 
 
 def _word(migration: Migration, kind: str, message: str, state: str, advice: str) -> LastWord:

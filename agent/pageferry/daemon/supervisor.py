@@ -12,8 +12,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -29,6 +28,7 @@ from pageferry.daemon.history import History
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.keeping import NAME_PREFIX, Keeper
 from pageferry.daemon.leftovers import Leftovers
+from pageferry.daemon.looks import Looks
 from pageferry.daemon.migrations import Migration, MigrationLog
 from pageferry.daemon.systemd import ServiceManager
 from pageferry.daemon.worker_process import WORKER_COMMAND
@@ -91,8 +91,8 @@ class Supervisor:
             state_dir=config.state_directory,
             ended=self.leftovers.note,
         )
+        self.looks = Looks(self._check_free)
         self._stopping = False
-        self._reserved: dict[str, str] = {}
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Watch over workers until cancelled, first over those that the daemon before this one had.
@@ -146,7 +146,7 @@ class Supervisor:
         destination_guest: str | None,
         parameters: MigrationParameters,
     ) -> Migration:
-        """Start carrying *guest* away; returns at once.
+        """Start carrying *guest* away; returns at once, or when a look at it has given way.
 
         Raises RefusedError when it may not begin. Once this has returned the migration runs,
         whatever becomes of the caller.
@@ -158,6 +158,7 @@ class Supervisor:
                 f"the guest at {guest.qmp} has no name here by which the destination could know it",
                 advice="say what it is called there with destination-guest, or add it to [guests]",
             )
+        await self.looks.give_way(guest)
         migration = self._register(Migration(secrets.token_hex(16), "source", guest, parameters))
         migration.update({**migration.info, "destination": str(destination)})
         job = {
@@ -178,6 +179,7 @@ class Supervisor:
         """
         guest = self.guests.by_name(hello.guest)
         check_sender(self.config.peers, caller.certificate, guest)
+        await self.looks.give_way(guest)
         if self.migrations.by_id(hello.migration_id, "destination") is not None:
             raise RefusedError(
                 f"migration {hello.migration_id} was tried here before",
@@ -324,19 +326,6 @@ class Supervisor:
         """Whether no more migrations are taken."""
         return self._stopping
 
-    @contextmanager
-    def reserved(self, guest: Guest, why: str) -> Iterator[None]:
-        """Keep migrations, and others who want it, off *guest*: its QMP socket takes one client.
-
-        Raises RefusedError when it is in use.
-        """
-        self._check_free(guest)
-        self._reserved[guest.key] = why
-        try:
-            yield
-        finally:
-            del self._reserved[guest.key]
-
     def _check_free(self, guest: Guest) -> None:
         for other in self.migrations.running():
             if other.guest.key == guest.key:
@@ -345,11 +334,6 @@ class Supervisor:
                     f" {other.migration_id}, {other.status}, as its {other.role}",
                     advice="wait for it, or cancel it with `pageferry cancel`",
                 )
-        if guest.key in self._reserved:
-            raise RefusedError(
-                f"guest {guest.label} is in use: {self._reserved[guest.key]}",
-                advice="try again in a moment",
-            )
 
     def find(self, migration_id: str) -> Migration:
         """The migration of this ID. Raises CommandError."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from pageferry.migration.journal import Journal, JournalState
 from pageferry.migration.journalled import (
@@ -53,6 +53,16 @@ log = logging.getLogger(__name__)
 
 WAITING_FOR_CONT: Final = ("paused", "prelaunch")
 """RunStates of a loaded guest that `cont` lets run. In any other but ``inmigrate`` it has run."""
+
+
+WORKER_ENDED: Final = "its worker ended"
+
+ENDS: Final = {
+    SourceStep.RECORD_KEPT: SourceStep.KEPT,
+    SourceStep.RECORD_GIVEN_AWAY: SourceStep.GIVEN_AWAY,
+    SourceStep.RECORD_LOST: SourceStep.LOST,
+}
+"""What follows each record with which the source's journal ends."""
 
 
 class SourceLeftover:
@@ -130,9 +140,9 @@ class SourceLeftover:
     async def _record(self, step: SourceStep) -> SourceEvent:
         if step is SourceStep.RECORD_KEPT and not await self._undo_throttle():
             return SourceEvent.NOT_RECORDED
-        notes = {"lost": True} if step is SourceStep.RECORD_LOST else {}
-        reason = "its worker ended"
-        return await self._recorder.source(RULES.source_records[step], reason=reason, **notes)
+        notes: dict[str, Any] = {"lost": True} if step is SourceStep.RECORD_LOST else {}
+        notes["guest-state"] = self._outcome(ENDS[step])
+        return await self._recorder.source(RULES.source_records[step], reason=WORKER_ENDED, **notes)
 
     async def _record_reclaimed(self) -> SourceEvent:
         """The word, on disk before anything is done by it, with who gave it."""
@@ -334,7 +344,7 @@ class DestinationLeftover:
 
     async def _record(self, step: DestinationStep) -> DestinationEvent:
         phase = RULES.destination_records[step]
-        return await self._recorder.destination(phase, reason="its worker ended")
+        return await self._recorder.destination(phase, reason=WORKER_ENDED)
 
     async def _run_again(self) -> DestinationEvent:
         if self._qemu.is_gone:

@@ -15,7 +15,7 @@ import trio
 
 from pageferry.kernel.identity import ProcessIdentity, process_identity
 from pageferry.migration.journal import Journal, JournalError
-from pageferry.model.errors import QemuError
+from pageferry.model.errors import PageferryError, QemuError
 from pageferry.model.phase import DestinationPhase, SourcePhase
 from pageferry.policy.ownership import (
     DestinationEvent,
@@ -104,6 +104,12 @@ class DestinationOwnership:
         while self.step in deeds:
             self.on(await deeds[self.step]())
         return self.step
+
+
+def told_notes(error: PageferryError) -> dict[str, str]:
+    """The last record's notes on what the operator is told: a daemon that did not see the end tells
+    it from the journal."""
+    return {"reason": error.message, "guest-state": error.guest_state, "advice": error.advice}
 
 
 class Recorder:

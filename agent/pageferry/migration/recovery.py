@@ -37,6 +37,8 @@ from pageferry.net.encryption import Encryption
 UNREADABLE: Final = "unreadable"
 """The phase that is reported where the journal is damaged, or cannot be read."""
 
+OVER: Final = "it was over"
+
 LEFT_ALONE: Final = (
     "It is left alone, since a guess could let the guest run twice: find out where the guest runs,"
     " then move this file away"
@@ -132,7 +134,8 @@ async def _settle(
         if state is None:
             return await _settle_empty(path, only_plan=only_plan)
         if is_over(state.known_phase):
-            return _settlement(state, state.phase, "it was over")
+            where = state.notes.get("guest-state")
+            return _settlement(state, state.phase, f"it was over: {where}" if where else OVER)
         return await _settle_open(state, journal, encryption, only_plan=only_plan, word=word)
     except UnfitNotesError as error:
         return bare(UNREADABLE, False, f"{error}. {LEFT_ALONE}")

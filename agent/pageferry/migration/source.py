@@ -38,7 +38,13 @@ from pageferry.migration.job import SourceJob
 from pageferry.migration.journal import Journal
 from pageferry.migration.negotiation import attach_channels, connect, negotiate
 from pageferry.migration.outcome import explained
-from pageferry.migration.owning import Recorder, SourceOwnership, ended, qemu_identity
+from pageferry.migration.owning import (
+    Recorder,
+    SourceOwnership,
+    ended,
+    qemu_identity,
+    told_notes,
+)
 from pageferry.migration.packing import PackingSettings
 from pageferry.migration.peer import Peer, open_peer
 from pageferry.migration.progress import Progress
@@ -195,7 +201,7 @@ class _Books:
         phase = SourcePhase.CANCELLED if cancelled else SourcePhase.FAILED
         with trio.CancelScope(shield=True):
             recorder = Recorder(self._journal)
-            self.ownership.on(await recorder.source(phase, reason=reason.message))
+            self.ownership.on(await recorder.source(phase, **told_notes(reason)))
 
 
 @dataclass(slots=True)

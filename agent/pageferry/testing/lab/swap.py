@@ -10,7 +10,7 @@ import contextlib
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,9 @@ SPARE_DISK_BYTES = 512 * MIB
 PAGE_BYTES = 4096
 MADV_PAGEOUT = 21
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+FILL_STEP_BYTES = 64 * MIB
+"""How much is swapped at a time where swap is to be full."""
 
 RAM_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs")
 
@@ -120,19 +123,29 @@ class FailingSwap:
     _size_bytes: int
     _kept: Path
 
-    def fail(self, expected_bytes: int) -> None:
-        """From now on nothing can be read or written, without any word of it before.
+    def used_bytes(self) -> int:
+        """How much lies here, whosever it is."""
+        return sum(each.used_bytes for each in swap_entries() if each.device == self.device)
 
-        Raises OthersSwappedError when more than *expected_bytes* lie here: they would be others'.
+    @contextlib.contextmanager
+    def closed_to_others(self, expected_bytes: int) -> Iterator[None]:
+        """Within the block nothing more comes here: it is full. Reclaim takes what it likes, and
+        whose memory cannot be read back any more is killed.
+
+        Raises OthersSwappedError when more than *expected_bytes* lie here already.
         """
-        run("sync", str(self._path))
-        shutil.copyfile(self._path, self._kept)
-        used_bytes = sum(each.used_bytes for each in swap_entries() if each.device == self.device)
+        used_bytes = self.used_bytes()
         if used_bytes > expected_bytes:
-            self._kept.unlink()
             raise OthersSwappedError(
                 f"{used_bytes} bytes lie in {self.device}, and {expected_bytes} are the guest's"
             )
+        with _full(lambda: self._size_bytes - PAGE_BYTES - self.used_bytes()):
+            yield
+
+    def fail(self) -> None:
+        """From now on nothing can be read or written, without any word of it before."""
+        run("sync", str(self._path))
+        shutil.copyfile(self._path, self._kept)
         # A disk that has shrunk refuses what is beyond its end.
         os.truncate(self._path, PAGE_BYTES)
         run("losetup", "--set-capacity", self.device)
@@ -161,19 +174,23 @@ def failing_swap(size_bytes: int) -> Iterator[FailingSwap]:
                 yield swap
 
 
-FILL_STEP_BYTES = 64 * MIB
+@contextlib.contextmanager
+def full_swap() -> Iterator[None]:
+    """Within the block all swap of this host is used up. LabError when it does not get full."""
+    with _full(_free_swap_bytes):
+        yield
 
 
 @contextlib.contextmanager
-def full_swap() -> Iterator[None]:
-    """Within the block all swap of this host is used up. With zeros, which since Linux 6.12 take
-    their place in swap without being written. LabError when it does not get full."""
+def _full(free_bytes: Callable[[], int]) -> Iterator[None]:
+    """Swap what is free. Zeros, which since Linux 6.12 take their place in swap without being
+    written. LabError when something stays free."""
     with contextlib.ExitStack() as stack:
-        for _step in range(2 + _free_swap_bytes() * 2 // FILL_STEP_BYTES):
+        for _step in range(2 + free_bytes() * 2 // FILL_STEP_BYTES):
             filler = stack.enter_context(mmap.mmap(-1, FILL_STEP_BYTES, flags=_PRIVATE))
             filler.write(bytes(FILL_STEP_BYTES))
             filler.madvise(MADV_PAGEOUT)
-            if not _free_swap_bytes():
+            if free_bytes() <= 0:
                 break
         else:
             raise LabError(f"swap does not get full: {swap_entries()}")
