@@ -215,8 +215,8 @@ def main() -> int:
 
 
 def _end(status: int) -> NoReturn:
-    """Without taking the interpreter apart: the daemon would wait for that, and with it whoever wants
-    to hear that the migration is over. All that matters is on disk and said.
+    """Without taking the interpreter apart: the daemon would wait for that, and with it whoever
+    wants to hear that the migration is over. All that matters is on disk and said.
     """
     logging.shutdown()
     sys.stdout.flush()
