@@ -22,12 +22,12 @@ from pageferry.testing.lab.settled import overcommitted_plan
 pytestmark = [pytest.mark.root, pytest.mark.swap, pytest.mark.qemu, pytest.mark.slow]
 
 MIB = 1024 * 1024
-RUNS = 3
+RUNS = 5
 
 
 @pytest.fixture(scope="module")
 def carried(host_swap: object, newest_qemu: QemuBinary) -> list[Measurement]:
-    """Three runs of pageferry: of what depends on the machine's mood, the median counts."""
+    """Five runs of pageferry: of what depends on the machine's mood, the median counts."""
     plan = overcommitted_plan(newest_qemu)
     found = [measure_pageferry(plan) for _run in range(RUNS)]
     for measured in found:
