@@ -201,7 +201,8 @@ KEYS: Final = (
         "a cgroup's name",
         "",
         'where it runs and is charged, as in "/machine.slice/web1"; made when it is not there, in a'
-        " parent that is. pageferryd's own unless given",
+        " parent that is. pageferryd's own unless given. Under systemd the parent is a slice, and"
+        " QEMU is in a service of its own there, in machine.slice unless given (docs/launching.md)",
     ),
 )
 """All keys but those of [defaults], which are the migration parameters."""

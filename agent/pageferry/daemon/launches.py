@@ -91,6 +91,14 @@ def read_following(entry: Mapping[str, Any], complain: Complain) -> Following | 
     return Following(lists["peers"], lists["guests"], launch)
 
 
+def in_service(launch: Launch) -> Launch:
+    """*launch* by systemd, in a service of its own; one that goes through systemd-run by itself is
+    left as it is."""
+    if os.path.basename(launch.command[0]) == "systemd-run":
+        return launch
+    return replace(launch, in_service=True)
+
+
 def read_user(
     entry: Mapping[str, Any], key: str, complain: Complain
 ) -> tuple[int | None, int | None, tuple[int, ...]]:

@@ -27,6 +27,7 @@ from pageferry.daemon.guests import Guest, GuestDirectory
 from pageferry.daemon.history import History
 from pageferry.daemon.hooks import Hooks
 from pageferry.daemon.keeping import NAME_PREFIX, Keeper
+from pageferry.daemon.launches import in_service
 from pageferry.daemon.leftovers import Leftovers
 from pageferry.daemon.looks import Looks
 from pageferry.daemon.migrations import Migration, MigrationLog
@@ -192,6 +193,8 @@ class Supervisor:
             migration.fingerprint = caller.certificate.fingerprint
         names = caller.certificate.names if caller.certificate is not None else ()
         launch = self.config.launch_for(guest.name, names)
+        if launch is not None and self._manager.starts_guests:
+            launch = in_service(launch)
         job = {
             **self._job(migration),
             "hello": {

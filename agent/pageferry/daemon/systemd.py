@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START (sd_listen_fds(3))."""
 
+BOOTED_FOLDER: Final = "/run/systemd/system"
+
 BARRIER_S: Final = 5.0
 """How long systemd may take to have read what it was told."""
 
@@ -60,6 +62,14 @@ class ServiceManager:
     def is_there(self) -> bool:
         """Whether a service manager listens to us."""
         return self._path is not None
+
+    @property
+    def starts_guests(self) -> bool:
+        """Whether QEMUs that are started for guests are to be services of systemd's beside ours.
+
+        Only root may ask for that without polkit. sd_booted(3).
+        """
+        return self.is_there and os.geteuid() == 0 and os.path.isdir(BOOTED_FOLDER)
 
     def take(self, prefix: str) -> list[tuple[str, int]]:
         """The descriptors whose names begin so; they are the caller's from now on."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from pageferry.migration.launching import listens
+from pageferry.migration.answering import listens
 from pageferry.model.errors import RefusedError
 from pageferry.model.launch import Launch
 from pageferry.policy.command_line import complaint_about_launch

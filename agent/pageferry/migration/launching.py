@@ -1,23 +1,23 @@
 """The destination's QEMU, started by its agent when a guest comes and none waits for it.
 
 It is a process of its own that outlives worker and daemon, has none of their descriptors and
-little of their environment, and is put into its cgroup before it allocates anything. Until the
-guest has been handed over, whoever gives the migration up ends it, with all that came with it: its
-socket, RAM files that were not there before, a cgroup that was made for it. Afterwards it is a
-guest like any other, and nobody's to end.
+little of their environment, and is put into its cgroup before it allocates anything. Where the
+agent is a service of systemd's, systemd starts it, in a service beside ours, and so outside of the
+sandbox that was made for an agent.
+
+Until the guest has been handed over, whoever gives the migration up ends it, with all that came
+with it: its socket, RAM files that were not there before, a cgroup that was made for it. Afterwards
+it is a guest like any other, and nobody's to end.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import signal
-import socket
 import stat
-import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -29,11 +29,14 @@ import trio
 
 from pageferry.kernel.cgroup import MemoryCgroup, memory_cgroup_named, memory_cgroup_of
 from pageferry.kernel.identity import ProcessIdentity, process_identity, signal_process
+from pageferry.migration import service
+from pageferry.migration.answering import answerer, listens
 from pageferry.migration.journal import unrecorded_path
 from pageferry.migration.owning import ended
 from pageferry.model.errors import KernelFeatureError, RefusedError
 from pageferry.model.launch import Launch
 from pageferry.policy.command_line import ram_paths
+from pageferry.policy.guest_service import ServiceNameError, place_of, service_command
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +55,6 @@ ENVIRONMENT: Final = {
 }
 """All that it gets: ours has the worker's migration, and systemd's sockets."""
 
-MAX_ANSWER_BYTES: Final = 65536
-"""QEMU's greeting and its answer are some hundred bytes, and a few events may come between."""
-
 LAST_WORDS_CHARS: Final = 600
 """Of what it printed, for a message; the log has all."""
 
@@ -67,6 +67,8 @@ class LaunchedQemu:
     qmp: str
     files: tuple[str, ...]
     cgroup: str
+    service: str = ""
+    """systemd's that it is in; empty where it was a child of the agent's."""
 
     def as_notes(self) -> dict[str, Any]:
         """For the journal."""
@@ -75,6 +77,7 @@ class LaunchedQemu:
             "qmp": self.qmp,
             "files": list(self.files),
             "cgroup": self.cgroup,
+            "service": self.service,
         }
 
     @classmethod
@@ -85,15 +88,18 @@ class LaunchedQemu:
             str(notes["qmp"]),
             tuple(str(each) for each in notes["files"]),
             str(notes["cgroup"]),
+            str(notes.get("service", "")),
         )
 
     async def end(self) -> bool:
         """End it and clear away what came with it. Whether it has ended; may be done again."""
-        for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-            signal_process(self.identity, number)
-            if await ended(self.identity, patience_s):
-                break
+        if self.service:
+            # Its user is not ours, and we have no capability to send signals to it.
+            await service.stop(self.service, self.identity)
+            has_ended = await ended(self.identity, KILL_S)
         else:
+            has_ended = await _end_by_signals(self.identity)
+        if not has_ended:
             log.error("QEMU (process %d) does not end", self.identity.pid)
             return False
         _remove_socket(self.qmp)
@@ -160,6 +166,8 @@ class Launching:
         self._process: subprocess.Popen[bytes] | None = None
         self._cgroup_before: MemoryCgroup | None = None
         self._cgroup_made: MemoryCgroup | None = None
+        self._service = ""
+        self._main: ProcessIdentity | None = None
         self._new_files: list[str] = []
         self._is_kept = False
 
@@ -176,10 +184,13 @@ class Launching:
         program = launch.command[0]
         self._new_files = _absent(ram_paths(launch.command))
         try:
-            self._enter_cgroup(launch.cgroup)
-            self._process = self._spawn(launch)
-            self._note(self._process.pid)
-            log.info("started %s for guest %s: process %d", program, guest, self._process.pid)
+            if launch.in_service:
+                await self._start_service(launch, guest)
+            else:
+                self._enter_cgroup(launch.cgroup)
+                self._process = self._spawn(launch)
+                self._note(self._process.pid)
+                log.info("started %s for guest %s: process %d", program, guest, self._process.pid)
             pid = await self._answering(guest)
         except OSError as error:
             raise _refused(guest, f"{program}: {error.strerror}") from error
@@ -201,6 +212,11 @@ class Launching:
         if self.launched is not None:
             if not await self.launched.end():
                 return
+        elif self._main is not None:
+            await service.stop(self._service, self._main)
+            if not await ended(self._main, KILL_S):
+                return
+            _remove_files(self._new_files)
         elif self._process is not None:
             # Not answering yet, so it need not be QEMU: the process that we started, at least.
             self._process.kill()
@@ -222,17 +238,45 @@ class Launching:
         if identity is None:
             return None
         made = str(self._cgroup_made.path) if self._cgroup_made is not None else ""
-        found = LaunchedQemu(identity, self._qmp, tuple(_files_of(self._new_files)), made)
+        files = tuple(_files_of(self._new_files))
+        found = LaunchedQemu(identity, self._qmp, files, made, self._service)
         fresh = self._unrecorded.with_suffix(".launched-new")
         # All that may be there by the time that it is read.
         fresh.write_text(json.dumps({**found.as_notes(), "files": self._new_files}))
         fresh.rename(self._unrecorded)
         return found
 
-    def _spawn(self, launch: Launch) -> subprocess.Popen[bytes]:
+    async def _start_service(self, launch: Launch, guest: str) -> None:
+        """Have systemd start it. Raises RefusedError, OSError and KernelFeatureError."""
+        try:
+            name = place_of(launch, guest)[1]
+            command = service_command(launch, guest, str(self._log_path), TERM_S)
+        except ServiceNameError as error:
+            raise _refused(guest, str(error)) from error
+        # The worker goes into its cgroup later, and back when the guest is given up.
+        self._cgroup_before = memory_cgroup_of(os.getpid())
+        output = self._open_log()
+        try:
+            status = await service.start(command, output, ENVIRONMENT)
+        finally:
+            os.close(output)
+        if status:
+            raise _refused(guest, f"systemd-run ended with status {status}; {self._last_words()}")
+        self._service, self._main = name, await service.main_process(name)
+        if self._main is None:
+            raise _refused(guest, f"it ended at once; {self._last_words()}")
+        self._cgroup_made = memory_cgroup_of(self._main.pid)
+        self._note(self._main.pid)
+        log.info("started %s for guest %s: process %d", name, guest, self._main.pid)
+
+    def _open_log(self) -> int:
+        """A descriptor of its log, begun anew."""
         self._log_path.parent.mkdir(mode=0o700, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        output = os.open(self._log_path, flags, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND
+        return os.open(self._log_path, flags, 0o600)
+
+    def _spawn(self, launch: Launch) -> subprocess.Popen[bytes]:
+        output = self._open_log()
         try:
             process = subprocess.Popen(
                 launch.command,
@@ -256,19 +300,26 @@ class Launching:
 
     async def _answering(self, guest: str) -> int:
         """The process that listens at the monitor's path, once one does. Raises RefusedError."""
-        assert self._process is not None
         with trio.move_on_after(START_S):
-            while (pid := await _answerer(self._qmp)) is None:
-                status = self._process.poll()
-                # What ends with 0 has handed QEMU on, as systemd-run does.
-                if status:
-                    how = f"signal {-status}" if status < 0 else f"exit status {status}"
-                    raise _refused(guest, f"it ended with {how}; {self._last_words()}")
+            while (pid := await answerer(self._qmp)) is None:
+                how = self._how_it_ended()
+                if how:
+                    raise _refused(guest, f"it ended{how}; {self._last_words()}")
                 await trio.sleep(POLL_S)
             return pid
         raise _refused(
             guest, f"no monitor answers at {self._qmp} after {START_S:.0f} s; {self._last_words()}"
         )
+
+    def _how_it_ended(self) -> str:
+        """Empty while it has not."""
+        if self._main is not None:
+            return "" if self._main.is_alive else " at once"
+        status = self._process.poll() if self._process is not None else None
+        # What ends with 0 has handed QEMU on, as systemd-run does.
+        if not status:
+            return ""
+        return f" with signal {-status}" if status < 0 else f" with exit status {status}"
 
     def _last_words(self) -> str:
         try:
@@ -299,42 +350,13 @@ class Launching:
                 self._cgroup_before.join(os.getpid())
 
 
-def listens(qmp: str) -> bool:
-    """Whether somebody listens at the socket *qmp*. Raises OSError when it cannot be asked."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-        sock.setblocking(False)
-        try:
-            sock.connect(qmp)
-        except BlockingIOError:
-            return True  # its queue is full: somebody listens, and is busy
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-                return False
-            raise
-        return True
-
-
-async def _answerer(qmp: str) -> int | None:
-    """The process that answers a command on the monitor *qmp*; None where none does.
-
-    QEMU listens, and greets, before it has looked at most of its options. Commands run in its main
-    loop, once the machine is made.
-    """
-    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        try:
-            await sock.connect(qmp)
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            await sock.send(b'{"execute": "qmp_capabilities"}\n')
-            said = b""
-            while b'"return"' not in said:
-                received = await sock.recv(4096)
-                if not received or len(said) > MAX_ANSWER_BYTES:
-                    return None
-                said += received
-        except OSError:
-            return None
-    pid: int = struct.unpack("3i", credentials)[0]
-    return pid
+async def _end_by_signals(identity: ProcessIdentity) -> bool:
+    """Whether that process has ended, after it was asked to, or made to."""
+    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+        signal_process(identity, number)
+        if await ended(identity, patience_s):
+            return True
+    return False
 
 
 def _remove_socket(path: str) -> None:

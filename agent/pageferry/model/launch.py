@@ -16,6 +16,8 @@ class Launch:
 
     ``follows_source``: the command is but the program, to be completed by the source's command
     line; ``paths`` and ``interfaces`` say what that may name (`policy.followed_command`).
+
+    ``in_service``: systemd starts it, in a service of its own (`policy.guest_service`).
     """
 
     command: tuple[str, ...]
@@ -26,6 +28,7 @@ class Launch:
     follows_source: bool = False
     paths: tuple[str, ...] = ()
     interfaces: tuple[str, ...] = ()
+    in_service: bool = False
 
     def completed(self, command: Sequence[str]) -> Launch:
         """The same with a whole command."""
@@ -42,6 +45,7 @@ class Launch:
             "follows-source": self.follows_source,
             "paths": list(self.paths),
             "interfaces": list(self.interfaces),
+            "in-service": self.in_service,
         }
 
     @classmethod
@@ -56,4 +60,5 @@ class Launch:
             follows_source=packet["follows-source"],
             paths=tuple(packet["paths"]),
             interfaces=tuple(packet["interfaces"]),
+            in_service=packet["in-service"],
         )
