@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of this verb."""
     parser.add_argument("--json", metavar="FILE", help="also write the result there, as JSON")
     parser.add_argument(
+        "--small",
+        action="store_true",
+        help="with a guest of 96 MiB in place of 1 GiB, for small and slow hosts",
+    )
+    parser.add_argument(
         "--qemu",
         choices=("7.2", "10.0"),
         help="which QEMU, of Debian's (default: the installed one)",
@@ -36,5 +41,7 @@ async def run(arguments: argparse.Namespace) -> ExitCode:
         options += ["--json", arguments.json]
     if arguments.qemu:
         options += ["--qemu", arguments.qemu]
+    if arguments.small:
+        options.append("--small")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", DEMO_MODULE, *options])
