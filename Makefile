@@ -12,7 +12,7 @@
 # make soak            guests go back and forth while things break: MINUTES=5 SEED=N JSON=FILE QEMU=7.2
 # make vm-test         what needs cgroup version 2 or systemd, in VMs (minutes; they emulate VMs within)
 # make deb             a Debian package of what this checkout has, in build/deb
-# make deb-test        install it in a VM with systemd, and try it in its sandbox (minutes)
+# make deb-test        install it in a VM with systemd, and try it in its sandbox (under TCG an hour)
 # make libvirt-test    what docs/libvirt.md says, with a real libvirtd (two minutes; fetches Debian's)
 # make lint            formatting, lint rules and types
 # make reference       write docs/reference.md and the manual pages anew, from the code

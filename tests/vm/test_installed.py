@@ -21,8 +21,13 @@ from pageferry.testing.lab.vm.debian import debian_image, run_in_debian
 from pageferry.testing.lab.vm.machine import VmResult
 from tests.support import need
 
-VM_TIMEOUT_S = 2400
-"""The whole takes some minutes under TCG on an idle host."""
+PATIENCE = 8
+
+VM_TIMEOUT_S = 5400
+"""Of it most is spent waiting for a turn when the host is busy."""
+
+SLOW = f"[Service]\\nTimeoutStartSec={90 * PATIENCE}\\n"
+"""All that differs from the shipped unit; systemd's 90 s are for machines that are not emulated."""
 
 pytestmark = [
     pytest.mark.root,
@@ -35,12 +40,19 @@ CHECKS = Path("tests/vm/installed/checks.py")
 NAMES = re.findall(r"^def (test_\w+)", (repository() / CHECKS).read_text(), re.MULTILINE)
 
 SCRIPT = f"""\
-export {PATIENCE_VARIABLE}=8
+export {PATIENCE_VARIABLE}={PATIENCE}
+# The guests' processors never rest: they get what others leave, in whichever session they are.
+sysctl -q kernel.sched_autogroup_enabled=0
+# What is written here is gone with the VM.
+echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/lab
+mkdir -p /etc/systemd/system/pageferryd.service.d
+printf '{SLOW}' >/etc/systemd/system/pageferryd.service.d/00-slow.conf
 dpkg -i pageferry.deb >install.log 2>&1 || {{ cat install.log; exit 1; }}
 export PYTHONPATH=$(echo /usr/lib/pageferry/lib/python3.*/site-packages) PYTHONDONTWRITEBYTECODE=1
 # The checks are this checkout's, and their modules lie beside the package's own.
 printf '[pytest]\\n' >pytest.ini
-exec python3 -m pytest -c pytest.ini -rA --color=no --tb=short -p no:cacheprovider {CHECKS}
+exec python3 -m pytest -c pytest.ini -vrA --durations=0 --color=no --tb=short \\
+    -p no:cacheprovider {CHECKS}
 """
 
 

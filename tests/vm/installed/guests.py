@@ -40,7 +40,9 @@ def plan() -> GuestPlan:
         pace=1,
         accelerator="tcg",
         prefix=(
-            *(*scope, "-p", "Delegate=yes", f"--uid={USER}", "aa-exec", "-p", PROFILE, "--"),
+            # Its processor never rests, and under TCG what is tested would hardly get one.
+            *(*scope, "-p", "Delegate=yes", f"--uid={USER}", "--nice=15"),
+            *("aa-exec", "-p", PROFILE, "--"),
             *("sh", "-c", 'umask 077 && exec "$0" "$@"'),
         ),
     )

@@ -89,7 +89,7 @@ def run_in_debian(script: str, files: Mapping[str, Path], *, timeout_s: float) -
             *swap_disk(scratch),
             *disk("files", archive, "readonly=on"),
         ]
-        return power_on(initramfs(newer_cloud_kernel()), disks, scratch, timeout_s)
+        return power_on(initramfs(newer_cloud_kernel()), disks, scratch, timeout_s, counted=True)
 
 
 def debian_image() -> Path:

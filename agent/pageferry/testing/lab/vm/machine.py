@@ -25,6 +25,12 @@ PROCESSORS = 2
 SWAP_BYTES = 4096 * MIB
 """Of a sparse file: what is not used costs nothing."""
 
+COUNTED = ("-icount", "shift=3,sleep=on")
+"""An emulated clock that counts instructions, 125 millions a second, as long as there are any to
+do: about what TCG does. On a busy host the VM is then not slow by its own clock, and deadlines of
+what is tested there mean the same as on an idle one. It takes one thread for all, so one processor.
+"""
+
 STOP_TIMEOUT_S = 10.0
 
 
@@ -39,14 +45,23 @@ class VmResult:
     seconds: float
 
 
-def power_on(image: bytes, arguments: Sequence[str], scratch: Path, timeout_s: float) -> VmResult:
+def power_on(
+    image: bytes,
+    arguments: Sequence[str],
+    scratch: Path,
+    timeout_s: float,
+    *,
+    counted: bool = False,
+) -> VmResult:
     """Boot with *image* as initramfs and *arguments* added, and wait until the VM is off.
+
+    *counted*: under TCG with a clock that counts instructions (COUNTED).
 
     It must say ``VM ENDED status=N`` over its serial port before. LabError when it does not come
     up, or does not end in time, with the last it said. Files are left in *scratch*.
     """
     begin = time.monotonic()
-    output = _boot(image, arguments, scratch, timeout_s)
+    output = _boot(image, [*_machine(counted=counted), *arguments], scratch, timeout_s)
     ended = re.search(r"^VM ENDED status=(\d+)$", output, re.MULTILINE)
     if ended is None:
         raise LabError(f"the VM ended before its command did:\n{output[-3000:]}")
@@ -72,7 +87,6 @@ def _boot(image: bytes, arguments: Sequence[str], scratch: Path, timeout_s: floa
     initrd, serial = scratch / "initramfs", scratch / "serial"
     initrd.write_bytes(image)
     command = qemu_10().command(
-        *_machine(),
         *arguments,
         *("-serial", f"file:{serial}"),
         *("-kernel", str(newer_cloud_kernel().image), "-initrd", str(initrd)),
@@ -90,20 +104,22 @@ def _boot(image: bytes, arguments: Sequence[str], scratch: Path, timeout_s: floa
     return serial.read_text(errors="replace").replace("\r", "")
 
 
-def _machine() -> list[str]:
+def _machine(*, counted: bool) -> list[str]:
+    accelerator = linux_accelerator_for(qemu_10())
+    if accelerator != "tcg":
+        processors = ["-accel", accelerator, "-smp", str(PROCESSORS)]
+    elif counted:
+        processors = ["-accel", "tcg,thread=single", "-smp", "1", *COUNTED]
+    else:
+        processors = ["-accel", "tcg,thread=multi", "-smp", str(PROCESSORS)]
     return [
-        *("-machine", "q35,memory-backend=ram", "-accel", _accelerator()),
+        *("-machine", "q35,memory-backend=ram", *processors),
         # Without the fifth level of page tables: each walk of them costs under TCG.
-        *("-cpu", "max,la57=off", "-smp", str(PROCESSORS), "-m", f"{MEMORY_MIB}M"),
+        *("-cpu", "max,la57=off", "-m", f"{MEMORY_MIB}M"),
         # virtiofsd, where there is one, reads and writes the VM's memory by itself.
         *("-object", f"memory-backend-memfd,id=ram,size={MEMORY_MIB}M,share=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
     ]
-
-
-def _accelerator() -> str:
-    found = linux_accelerator_for(qemu_10())
-    return "tcg,thread=multi" if found == "tcg" else found
 
 
 @contextlib.contextmanager
