@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
@@ -9,17 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from pageferry.daemon.launches import in_service
 from pageferry.daemon.systemd import ServiceManager
 from pageferry.kernel.identity import process_identity
 from pageferry.migration import service
-from pageferry.migration.launching import LaunchedQemu, waiting_qemu
+from pageferry.migration.answering import listens
+from pageferry.migration.journal import unrecorded_path
+from pageferry.migration.launched import AskedQemu, LaunchedQemu, end_unrecorded
+from pageferry.migration.launching import waiting_qemu
 from pageferry.model.errors import RefusedError
 from pageferry.model.launch import Launch
 from pageferry.policy import guest_service
 from pageferry.policy.guest_service import (
     ServiceNameError,
+    description_of,
     place_of,
     service_command,
     service_of,
@@ -61,7 +67,7 @@ def test_a_cgroup_outside_of_slices_is_none_of_systemds(cgroup: str) -> None:
 
 def test_command_line_of_systemd_run() -> None:
     launch = Launch(COMMAND, uid=64055, gid=103, groups=(103, 104))
-    words = service_command(launch, "web1", "/var/lib/pageferry/qemu/web1.log", 5.0)
+    words = service_command(launch, "web1", "it", "/var/lib/pageferry/qemu/web1.log", 5.0)
     ours, theirs = words[: words.index("--")], words[words.index("--") + 1 :]
     assert theirs == [COMMAND[0], "-name", "a$$HOME%n", "-S"]
     assert {"--collect", "--unit=pageferry-guest-web1.service", "--slice=machine.slice"} <= set(
@@ -71,7 +77,7 @@ def test_command_line_of_systemd_run() -> None:
     # Else systemd would end the worker that receives the guest, together with QEMU.
     assert "--property=KillMode=process" in ours
     assert "--scope" not in ours, "a scope is still in our sandbox"
-    as_root = service_command(Launch(COMMAND), "web1", "/log", 5.0)
+    as_root = service_command(Launch(COMMAND), "web1", "it", "/log", 5.0)
     assert not any("User=" in word or "Group=" in word for word in as_root)
 
 
@@ -101,15 +107,24 @@ SYSTEMD = """
     import os, pathlib, signal, subprocess, sys
     folder = pathlib.Path(sys.argv[0]).parent
     words = sys.argv[1:]
-    if words[0] == "show":
+    kept = folder / "description"
+    if words[0] == "show" and "--property=Description" in words:
+        print(kept.read_text() if kept.exists() else words[-1])
+    elif words[0] == "show":
         print((folder / "pid").read_text())
     elif words[0] == "stop":
         (folder / "stopped").write_text(words[1])
-        os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+        kept.unlink(missing_ok=True)
+        if pid := int((folder / "pid").read_text()):
+            os.kill(pid, signal.SIGKILL)
     elif (folder / "refuses").exists():
         print("Failed to start transient service unit: it is loaded already.")
         sys.exit(1)
     else:
+        kept.write_text(next(w for w in words if "--description=" in w).partition("=")[2])
+        if (folder / "hangs").exists():
+            (folder / "pid").write_text("0")
+            sys.exit(0)
         # As a child of the test's, which init does not reap at once.
         command = [word.replace("$$", "$") for word in words[words.index("--") + 1 :]]
         log = next(word for word in words if "StandardOutput=" in word).partition("append:")[2]
@@ -144,7 +159,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(service, "SYSTEMCTL", str(program))
     # The cgroup would be the service's.
     monkeypatch.setattr(service, "is_in", lambda _service, _pid: True)
-    monkeypatch.setattr("pageferry.migration.launching._remove_cgroup", _no_cgroup)
+    monkeypatch.setattr("pageferry.migration.launched.remove_cgroup", _no_cgroup)
     return folder
 
 
@@ -211,3 +226,51 @@ async def test_the_service_of_another_process_is_not_stopped(systemd: Path) -> N
     identity = replace(ours, start_ticks=ours.start_ticks - 1)
     await service.stop("pageferry-guest-web1.service", identity)
     assert not (systemd / "stopped").exists()
+
+
+async def test_what_systemd_was_asked_for_is_ended_by_whoever_comes_after(
+    systemd: Path, tmp_path: Path
+) -> None:
+    """The worker died before it heard what process it is."""
+    qmp, log = tmp_path / "qmp", tmp_path / "log"
+    launch = Launch((sys.executable, "-c", GREETER, str(qmp)), in_service=True)
+    unrecorded = unrecorded_path(tmp_path, "m1")
+    asked = AskedQemu(
+        service.AskedFor(service_of("web1"), description_of("web1", "m1")), str(qmp), ()
+    )
+    unrecorded.write_text(json.dumps(asked.as_notes()))
+    command = service_command(launch, "web1", asked.service.description, str(log), 5.0)
+    with log.open("w") as output:
+        assert await service.start(command, output.fileno(), os.environ) == 0
+    main = await service.main_process(asked.service.name)
+    assert main is not None
+    with trio.fail_after(10.0):
+        while not listens(str(qmp)):  # noqa: ASYNC110 - no event tells
+            await trio.sleep(0.01)
+    assert await end_unrecorded(unrecorded)
+    assert not main.is_alive
+    assert not unrecorded.exists()
+    assert not qmp.exists()
+
+
+async def test_a_service_that_another_migration_asked_for_is_left_alone(systemd: Path) -> None:
+    (systemd / "description").write_text(description_of("web1", "m2"))
+    assert await service.AskedFor(service_of("web1"), description_of("web1", "m1")).end()
+    assert not (systemd / "stopped").exists()
+
+
+async def test_a_start_that_is_given_up_halfway_leaves_no_service(
+    systemd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_service: str) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(service, "main_process", never)
+    (systemd / "hangs").touch()
+    launch = Launch((sys.executable, "-c", "pass"), in_service=True)
+    with trio.move_on_after(3.0) as scope:
+        async with waiting_qemu(launch, str(tmp_path / "qmp"), "web1", tmp_path, "m1"):
+            pass
+    assert scope.cancelled_caught
+    assert (systemd / "stopped").read_text() == service_of("web1")
+    assert not unrecorded_path(tmp_path, "m1").exists()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pageferry.kernel.identity import process_identity
-from pageferry.migration.launching import LaunchedQemu, Launching, waiting_qemu
+from pageferry.migration.launched import LaunchedQemu
+from pageferry.migration.launching import Launching, waiting_qemu
 from pageferry.model.errors import RefusedError
 from pageferry.model.launch import Launch
 from pageferry.testing.lab.hosts import is_root

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from pageferry.certificates.description import CertificateInfo
 from pageferry.kernel.identity import ProcessIdentity
 from pageferry.migration.journal import JournalError, JournalState
-from pageferry.migration.launching import LaunchedQemu
+from pageferry.migration.launched import LaunchedQemu
 from pageferry.migration.owning import ended
 from pageferry.model.errors import QemuError, RefusedError
 from pageferry.policy.peers import any_matches

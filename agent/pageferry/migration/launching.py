@@ -16,38 +16,42 @@ import contextlib
 import json
 import logging
 import os
-import signal
-import stat
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from pageferry.kernel.cgroup import MemoryCgroup, memory_cgroup_named, memory_cgroup_of
-from pageferry.kernel.identity import ProcessIdentity, process_identity, signal_process
+from pageferry.kernel.identity import ProcessIdentity, process_identity
 from pageferry.migration import service
 from pageferry.migration.answering import answerer, listens
 from pageferry.migration.journal import unrecorded_path
-from pageferry.migration.owning import ended
+from pageferry.migration.launched import (
+    POLL_S,
+    TERM_S,
+    AskedQemu,
+    LaunchedQemu,
+    remove_cgroup,
+    remove_files,
+    remove_socket,
+)
 from pageferry.model.errors import KernelFeatureError, RefusedError
 from pageferry.model.launch import Launch
 from pageferry.policy.command_line import ram_paths
-from pageferry.policy.guest_service import ServiceNameError, place_of, service_command
+from pageferry.policy.guest_service import (
+    ServiceNameError,
+    description_of,
+    place_of,
+    service_command,
+)
 
 log = logging.getLogger(__name__)
 
 START_S: Final = 30.0
 """From exec to an answering monitor. The source waits 60 s for us."""
-
-TERM_S: Final = 5.0
-KILL_S: Final = 10.0
-"""How long QEMU may take to end when asked, and by force: it gives back a guest's RAM."""
-
-POLL_S: Final = 0.02
 
 ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -57,75 +61,6 @@ ENVIRONMENT: Final = {
 
 LAST_WORDS_CHARS: Final = 600
 """Of what it printed, for a message; the log has all."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchedQemu:
-    """A QEMU that was started for one migration, and what came with it."""
-
-    identity: ProcessIdentity
-    qmp: str
-    files: tuple[str, ...]
-    cgroup: str
-    service: str = ""
-    """systemd's that it is in; empty where it was a child of the agent's."""
-
-    def as_notes(self) -> dict[str, Any]:
-        """For the journal."""
-        return {
-            "process": self.identity.as_dict(),
-            "qmp": self.qmp,
-            "files": list(self.files),
-            "cgroup": self.cgroup,
-            "service": self.service,
-        }
-
-    @classmethod
-    def from_notes(cls, notes: Mapping[str, Any]) -> LaunchedQemu:
-        """As `as_notes` has it. Raises ValueError, KeyError or TypeError on anything else."""
-        return cls(
-            ProcessIdentity.from_dict(notes["process"]),
-            str(notes["qmp"]),
-            tuple(str(each) for each in notes["files"]),
-            str(notes["cgroup"]),
-            str(notes.get("service", "")),
-        )
-
-    async def end(self) -> bool:
-        """End it and clear away what came with it. Whether it has ended; may be done again."""
-        if self.service:
-            # Its user is not ours, and we have no capability to send signals to it.
-            await service.stop(self.service, self.identity)
-            has_ended = await ended(self.identity, KILL_S)
-        else:
-            has_ended = await _end_by_signals(self.identity)
-        if not has_ended:
-            log.error("QEMU (process %d) does not end", self.identity.pid)
-            return False
-        _remove_socket(self.qmp)
-        _remove_files(self.files)
-        if self.cgroup:
-            await _remove_cgroup(Path(self.cgroup))
-        return True
-
-
-async def end_unrecorded(path: Path) -> bool:
-    """End the QEMU that the file at *path* is about, of a migration whose journal is empty. Whether
-    nothing is left of it.
-    """
-    try:
-        launched = _read_unrecorded(path)
-    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
-        log.error("%s does not say what was started: %r", path, error)
-        return False
-    has_ended = await launched.end()
-    if has_ended:
-        _remove_files([str(path)])
-    return has_ended
-
-
-def _read_unrecorded(path: Path) -> LaunchedQemu:
-    return LaunchedQemu.from_notes(json.loads(path.read_bytes()))
 
 
 @asynccontextmanager
@@ -141,6 +76,7 @@ async def waiting_qemu(
         qmp,
         state_dir / "qemu" / f"{guest.replace('/', '_')}.log",
         unrecorded_path(state_dir, migration_id),
+        migration_id,
     )
     try:
         if launch is not None and not listens(qmp):
@@ -157,16 +93,17 @@ async def waiting_qemu(
 class Launching:
     """Starting one QEMU, and undoing that."""
 
-    def __init__(self, qmp: str, log_path: Path, unrecorded: Path) -> None:
+    def __init__(self, qmp: str, log_path: Path, unrecorded: Path, migration_id: str) -> None:
         self.launched: LaunchedQemu | None = None
         """None: it was there before us."""
         self._qmp = qmp
         self._log_path = log_path
         self._unrecorded = unrecorded
+        self._migration_id = migration_id
         self._process: subprocess.Popen[bytes] | None = None
         self._cgroup_before: MemoryCgroup | None = None
         self._cgroup_made: MemoryCgroup | None = None
-        self._service = ""
+        self._asked: AskedQemu | None = None
         self._main: ProcessIdentity | None = None
         self._new_files: list[str] = []
         self._is_kept = False
@@ -212,19 +149,17 @@ class Launching:
         if self.launched is not None:
             if not await self.launched.end():
                 return
-        elif self._main is not None:
-            await service.stop(self._service, self._main)
-            if not await ended(self._main, KILL_S):
+        elif self._asked is not None:
+            if not await self._asked.end():
                 return
-            _remove_files(self._new_files)
         elif self._process is not None:
             # Not answering yet, so it need not be QEMU: the process that we started, at least.
             self._process.kill()
             await trio.to_thread.run_sync(self._process.wait)
-            _remove_socket(self._qmp)
-            _remove_files(self._new_files)
+            remove_socket(self._qmp)
+            remove_files(self._new_files)
         if self.launched is None and self._cgroup_made is not None:
-            await _remove_cgroup(self._cgroup_made.path)
+            await remove_cgroup(self._cgroup_made.path)
         self._unrecorded.unlink(missing_ok=True)
 
     def reap(self) -> None:
@@ -239,30 +174,39 @@ class Launching:
             return None
         made = str(self._cgroup_made.path) if self._cgroup_made is not None else ""
         files = tuple(_files_of(self._new_files))
-        found = LaunchedQemu(identity, self._qmp, files, made, self._service)
-        fresh = self._unrecorded.with_suffix(".launched-new")
+        name = self._asked.service.name if self._asked is not None else ""
+        found = LaunchedQemu(identity, self._qmp, files, made, name)
         # All that may be there by the time that it is read.
-        fresh.write_text(json.dumps({**found.as_notes(), "files": self._new_files}))
-        fresh.rename(self._unrecorded)
+        self._write_unrecorded({**found.as_notes(), "files": self._new_files})
         return found
+
+    def _write_unrecorded(self, notes: Mapping[str, Any]) -> None:
+        fresh = self._unrecorded.with_suffix(".launched-new")
+        fresh.write_text(json.dumps(notes))
+        fresh.rename(self._unrecorded)
 
     async def _start_service(self, launch: Launch, guest: str) -> None:
         """Have systemd start it. Raises RefusedError, OSError and KernelFeatureError."""
         try:
             name = place_of(launch, guest)[1]
-            command = service_command(launch, guest, str(self._log_path), TERM_S)
+            description = description_of(guest, self._migration_id)
+            command = service_command(launch, guest, description, str(self._log_path), TERM_S)
         except ServiceNameError as error:
             raise _refused(guest, str(error)) from error
         # The worker goes into its cgroup later, and back when the guest is given up.
         self._cgroup_before = memory_cgroup_of(os.getpid())
         output = self._open_log()
+        # Before it is asked: a worker that dies meanwhile leaves word of it.
+        asked = AskedQemu(service.AskedFor(name, description), self._qmp, tuple(self._new_files))
+        self._write_unrecorded(asked.as_notes())
+        self._asked = asked
         try:
             status = await service.start(command, output, ENVIRONMENT)
         finally:
             os.close(output)
         if status:
             raise _refused(guest, f"systemd-run ended with status {status}; {self._last_words()}")
-        self._service, self._main = name, await service.main_process(name)
+        self._main = await service.main_process(name)
         if self._main is None:
             raise _refused(guest, f"it ended at once; {self._last_words()}")
         self._cgroup_made = memory_cgroup_of(self._main.pid)
@@ -348,48 +292,6 @@ class Launching:
         if self._cgroup_before is not None:
             with contextlib.suppress(KernelFeatureError):
                 self._cgroup_before.join(os.getpid())
-
-
-async def _end_by_signals(identity: ProcessIdentity) -> bool:
-    """Whether that process has ended, after it was asked to, or made to."""
-    for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-        signal_process(identity, number)
-        if await ended(identity, patience_s):
-            return True
-    return False
-
-
-def _remove_socket(path: str) -> None:
-    with contextlib.suppress(OSError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode) and not listens(path):
-            os.unlink(path)
-
-
-def _remove_files(paths: Iterable[str]) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-
-
-async def _remove_cgroup(path: Path) -> None:
-    """As soon as all that ended has left it."""
-    trouble = ""
-    with trio.move_on_after(KILL_S):
-        while trouble := _try_to_remove(path):  # noqa: ASYNC110 - no event tells
-            await trio.sleep(POLL_S)
-    if trouble:
-        log.warning("cannot remove the cgroup %s: %s", path, trouble)
-
-
-def _try_to_remove(folder: Path) -> str:
-    """Why it is still there; empty when it is not."""
-    try:
-        folder.rmdir()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        return str(error.strerror)
-    return ""
 
 
 def _absent(paths: Iterable[str]) -> list[str]:

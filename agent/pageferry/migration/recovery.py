@@ -28,7 +28,7 @@ from pageferry.migration.journal import (
     unrecorded_path,
 )
 from pageferry.migration.journalled import UnfitNotesError
-from pageferry.migration.launching import end_unrecorded
+from pageferry.migration.launched import end_unrecorded
 from pageferry.migration.leftover import DestinationLeftover, SourceLeftover
 from pageferry.model.gone import DestinationGone
 from pageferry.model.phase import NO_JOURNAL, is_over, phase_of

@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -24,6 +25,10 @@ SYSTEMCTL: Final = "/usr/bin/systemctl"
 ANSWER_S: Final = 20.0
 """How long systemd may take to answer."""
 
+LOOKS: Final = 3
+BETWEEN_LOOKS_S: Final = 0.3
+"""Between being run and having asked systemd-run takes some 10 ms on an idle host."""
+
 
 async def start(command: Sequence[str], output: int, environment: Mapping[str, str]) -> int:
     """Run systemd-run's *command* to its end, which is when the program runs; returns its status.
@@ -36,9 +41,32 @@ async def start(command: Sequence[str], output: int, environment: Mapping[str, s
 
 async def main_process(service: str) -> ProcessIdentity | None:
     """The process that *service* was started for; None when it has ended."""
-    done = await _run([SYSTEMCTL, "show", "--property=MainPID", "--value", service])
-    said = done.stdout.decode(errors="replace").strip()
+    said = await _property(service, "MainPID")
     return process_identity(int(said)) if said.isdecimal() and int(said) else None
+
+
+@dataclass(frozen=True, slots=True)
+class AskedFor:
+    """A service that systemd was asked to start, by a worker that may not have lived to hear of it.
+
+    Its description says by which migration: another of that name is left alone.
+    """
+
+    name: str
+    description: str
+
+    async def end(self) -> bool:
+        """Have systemd end it, if it was started. Whether none is left."""
+        for _ in range(LOOKS):
+            if await _property(self.name, "Description") == self.description:
+                done = await _run([SYSTEMCTL, "stop", self.name])
+                if done.returncode:
+                    said = done.stdout.decode(errors="replace").strip()
+                    log.error("%s is not stopped: %s", self.name, said)
+                return await _property(self.name, "Description") != self.description
+            # systemd-run, which outlives whoever ran it, may be about to ask.
+            await trio.sleep(BETWEEN_LOOKS_S)
+        return True
 
 
 async def stop(service: str, identity: ProcessIdentity) -> None:
@@ -63,6 +91,12 @@ def is_in(service: str, pid: int) -> bool:
             return any(service in line.strip().split("/") for line in file)
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+async def _property(service: str, name: str) -> str:
+    """Empty where there is no such service."""
+    done = await _run([SYSTEMCTL, "show", f"--property={name}", "--value", service])
+    return done.stdout.decode(errors="replace").strip()
 
 
 async def _run(

@@ -54,7 +54,14 @@ def _lineage(name: str) -> list[str]:
     return [f"{'-'.join(words[: count + 1])}.slice" for count in range(len(words))]
 
 
-def service_command(launch: Launch, guest: str, log_path: str, stop_s: float) -> list[str]:
+def description_of(guest: str, migration_id: str) -> str:
+    """The service's description, by which it is known as the one that this migration asked for."""
+    return f"QEMU of guest {guest}, started by pageferryd for migration {migration_id}"
+
+
+def service_command(
+    launch: Launch, guest: str, description: str, log_path: str, stop_s: float
+) -> list[str]:
     """What starts it, and ends with 0 once the program runs. Raises ServiceNameError.
 
     *log_path*: what it prints is added there. *stop_s*: how long it has to end when asked to.
@@ -79,7 +86,7 @@ def service_command(launch: Launch, guest: str, log_path: str, stop_s: float) ->
     return [
         *(SYSTEMD_RUN, "--quiet", "--collect", "--no-ask-password"),
         *(f"--unit={service}", f"--slice={where}"),
-        f"--description=QEMU of guest {guest}, started by pageferryd",
+        f"--description={description}",
         *(f"--property={each}" for each in properties),
         "--",
         launch.command[0],
