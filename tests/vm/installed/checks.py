@@ -386,7 +386,11 @@ def test_apparmor_profile_lets_it_migrate_and_keeps_it_from_root(guest: Freestan
         for agent in (HERE, THERE):
             label = Path(f"/proc/{agent.pid()}/attr/current").read_text().strip()
             assert label == f"{HERE.name} (enforce)"
-        bad = [each for each in HERE.cli_json("doctor") if each["verdict"] == "blocked"]
+        checks = HERE.cli_json("doctor")
+        # The guest has left the first QEMU.
+        bad = [
+            each for each in checks if each["verdict"] == "blocked" and each["guest"] != "source"
+        ]
         done = THERE.cli(
             *("migrate", "destination", f"127.0.0.1:{HERE.port}", "--destination-guest", "third"),
             *("--verify", "--json"),
@@ -426,6 +430,7 @@ def test_a_destination_is_started_outside_of_the_sandbox(guest: FreestandingGues
         assert not launched.leftovers(), launched.leftovers()
         assert guest.runner().name == where
 
+        launched.await_next()
         THERE.configure(launched.settings())
         reload(THERE)
         done = HERE.cli("migrate", where, f"127.0.0.1:{THERE.port}", *launched.options)

@@ -30,13 +30,20 @@ launch-cgroup = "/{slice}/{name}"
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Launched:
     """What THERE starts for the guest, and what is left of it."""
 
     guest: FreestandingGuest
     command: tuple[str, ...]
+    serial: Path
     serial_number: int
+
+    def await_next(self) -> None:
+        """Listen to the serial port of the next QEMU: the one that was connected has ended."""
+        self.guest.serial.detach(self.serial_number)
+        self.serial.unlink()
+        self.serial_number = self.guest.serial.attach(self.serial)
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -99,7 +106,7 @@ def launchable(guest: FreestandingGuest) -> Iterator[Launched]:
     machine = guest.plan.as_machine()
     command = qemu_command(NAME, machine, guest.folder, RAM, serial, incoming=True)
     try:
-        yield Launched(guest, tuple(command), number)
+        yield Launched(guest, tuple(command), serial, number)
     finally:
         run("systemctl", "stop", SERVICE, check=False)
         RAM.unlink(missing_ok=True)
