@@ -345,10 +345,11 @@ def test_restarts_upgrade_and_errors_leave_a_migration_alone(guest: Freestanding
     found = info()
     assert found.status == "completed", (found.raw, HERE.journal(), THERE.journal())
     assert found.verified
+    assert guest.destination is not None
+    # Before the guest wakes all of it.
+    after = guest.destination.residency()
     verified = guest.verify()
     assert verified.bad == 0, verified
-    assert guest.destination is not None
-    after = guest.destination.residency()
     show(
         downtime_ms=found.downtime_ms,
         total_ms=found.total_time_ms,
