@@ -132,7 +132,8 @@ def qemu_mode(contender: str, scenario: Scenario) -> QemuMode:
 def known_parameters(scenario: Scenario) -> dict[str, Any]:
     """Those of the scenario's parameters that this pageferry has."""
     known = set(KEYS.values())
-    return {key: value for key, value in scenario.parameters.items() if key in known}
+    wanted = {**scenario.parameters, **({"auto-converge": True} if scenario.throttled else {})}
+    return {key: value for key, value in wanted.items() if key in known}
 
 
 def _busy(binary: QemuBinary, name: str, pace: int, rate: str, share: int) -> Scenario:
