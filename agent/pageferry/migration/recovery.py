@@ -135,7 +135,7 @@ async def _settle(
             return await _settle_empty(path, only_plan=only_plan)
         if is_over(state.known_phase):
             where = state.notes.get("guest-state")
-            return _settlement(state, state.phase, f"it was over: {where}" if where else OVER)
+            return _settlement(state, state.phase, f"{OVER}: {where}" if where else OVER)
         return await _settle_open(state, journal, encryption, only_plan=only_plan, word=word)
     except UnfitNotesError as error:
         return bare(UNREADABLE, False, f"{error}. {LEFT_ALONE}")

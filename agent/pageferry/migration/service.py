@@ -59,10 +59,7 @@ class AskedFor:
         """Have systemd end it, if it was started. Whether none is left."""
         for _ in range(LOOKS):
             if await _property(self.name, "Description") == self.description:
-                done = await _run([SYSTEMCTL, "stop", self.name])
-                if done.returncode:
-                    said = done.stdout.decode(errors="replace").strip()
-                    log.error("%s is not stopped: %s", self.name, said)
+                await _stop(self.name)
                 return await _property(self.name, "Description") != self.description
             # systemd-run, which outlives whoever ran it, may be about to ask.
             await trio.sleep(BETWEEN_LOOKS_S)
@@ -73,15 +70,18 @@ async def stop(service: str, identity: ProcessIdentity) -> None:
     """Have systemd end *service*, if that very process is in it still. When systemd does not, that
     is logged; the process tells whether it has ended.
     """
-    if not identity.is_alive or not is_in(service, identity.pid):
-        return
+    if identity.is_alive and is_in(service, identity.pid):
+        await _stop(service)
+
+
+async def _stop(service: str) -> None:
     try:
         done = await _run([SYSTEMCTL, "stop", service])
     except (OSError, KernelFeatureError) as error:
         log.error("%s cannot be stopped: %s", service, error)
         return
     if done.returncode:
-        log.error("%s is not stopped: %s", service, done.stdout.decode(errors="replace").strip())
+        log.error("%s is not stopped: %s", service, _said(done))
 
 
 def is_in(service: str, pid: int) -> bool:
@@ -95,7 +95,10 @@ def is_in(service: str, pid: int) -> bool:
 
 async def _property(service: str, name: str) -> str:
     """Empty where there is no such service."""
-    done = await _run([SYSTEMCTL, "show", f"--property={name}", "--value", service])
+    return _said(await _run([SYSTEMCTL, "show", f"--property={name}", "--value", service]))
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
     return done.stdout.decode(errors="replace").strip()
 
 
