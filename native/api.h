@@ -59,6 +59,8 @@ int pf_pageset_count_range(const struct pf_pageset *set, uint64_t start, uint64_
 			   uint64_t *out);
 /* The first run at or after "from"; ENOENT when there is none. */
 int pf_pageset_next(const struct pf_pageset *set, uint64_t from, struct pf_run *out);
+/* Discards the shorter runs, so that at most max_runs are left. */
+int pf_pageset_keep_long_runs(struct pf_pageset *set, uint64_t max_runs);
 /*
  * The runs that begin at or after "from" and end at or before "limit" (both may cut a run): at most
  * max_pages pages (the last run may be cut) and max_runs runs.
@@ -138,7 +140,11 @@ int pf_receive_exact(int socket_fd, uint8_t *buffer, size_t length);
 /* tracking.c: pages written since the last look, in another process's address space. */
 
 int pf_uffd_enable(int uffd, uint64_t *features);
-int pf_uffd_arm(int uffd, uint64_t start, uint64_t end);
+/* From now on writes to [start, end) can be tracked; every page counts as written. */
+int pf_uffd_register(int uffd, uint64_t start, uint64_t end);
+/* Protects [start, end), which begins with page "first_page" of the set, but for the pages in it. */
+int pf_uffd_protect(int uffd, uint64_t start, uint64_t end, const struct pf_pageset *but,
+		    uint64_t first_page);
 int pf_uffd_disarm(int uffd, uint64_t start, uint64_t end);
 /* Adds the pages of [start, end) written since the last scan, and protects them again. */
 int pf_scan_written(int pagemap_fd, uint64_t start, uint64_t end, struct pf_pageset *into,

@@ -261,3 +261,29 @@ int pf_pageset_take(const struct pf_pageset *set, uint64_t from, uint64_t limit,
 	*out = runs;
 	return 0;
 }
+
+/* Runs of this length or longer are all alike. */
+#define LONG_RUN 4096
+
+static uint64_t class_of(const struct pf_run *run)
+{
+	return run->count < LONG_RUN ? run->count : LONG_RUN;
+}
+
+int pf_pageset_keep_long_runs(struct pf_pageset *set, uint64_t max_runs)
+{
+	uint64_t *of_class = calloc(LONG_RUN + 1, sizeof(*of_class)), kept = 0, least = LONG_RUN + 1;
+	struct pf_run run = {0, 0};
+
+	if (!of_class)
+		return ENOMEM;
+	for (uint64_t from = 0; !pf_pageset_next(set, from, &run); from = run.start + run.count)
+		of_class[class_of(&run)]++;
+	while (least > 1 && kept + of_class[least - 1] <= max_runs)
+		kept += of_class[--least];
+	free(of_class);
+	for (uint64_t from = 0; !pf_pageset_next(set, from, &run); from = run.start + run.count)
+		if (class_of(&run) < least)
+			pf_pageset_discard(set, run.start, run.count);
+	return 0;
+}

@@ -84,15 +84,18 @@ int pf_uffd_enable(int uffd, uint64_t *features)
 	return 0;
 }
 
-int pf_uffd_arm(int uffd, uint64_t start, uint64_t end)
+int pf_uffd_register(int uffd, uint64_t start, uint64_t end)
 {
 	struct uffdio_register registration = {
 		.range = {.start = start, .len = end - start},
 		.mode = UFFDIO_REGISTER_MODE_WP,
 	};
 
-	if (ioctl(uffd, UFFDIO_REGISTER, &registration))
-		return errno;
+	return ioctl(uffd, UFFDIO_REGISTER, &registration) ? errno : 0;
+}
+
+static int protect(int uffd, uint64_t start, uint64_t end)
+{
 	while (start < end) {
 		uint64_t length = end - start < ARM_BYTES ? end - start : ARM_BYTES;
 		struct uffdio_writeprotect protection = {
@@ -108,6 +111,26 @@ int pf_uffd_arm(int uffd, uint64_t start, uint64_t end)
 		start += length;
 	}
 	return 0;
+}
+
+int pf_uffd_protect(int uffd, uint64_t start, uint64_t end, const struct pf_pageset *but,
+		    uint64_t first_page)
+{
+	uint64_t pages = (end - start) / PF_PAGE_BYTES, page = 0, left_out;
+	int error = pf_pageset_count_range(but, first_page, pages, &left_out);
+
+	while (!error && page < pages) {
+		struct pf_run run = {first_page + pages, 0};
+
+		/* ENOENT, a run beyond the range: all of the rest. */
+		pf_pageset_next(but, first_page + page, &run);
+		if (run.start > first_page + pages)
+			run.start = first_page + pages;
+		error = protect(uffd, start + page * PF_PAGE_BYTES,
+				start + (run.start - first_page) * PF_PAGE_BYTES);
+		page = run.start - first_page + run.count;
+	}
+	return error;
 }
 
 int pf_uffd_disarm(int uffd, uint64_t start, uint64_t end)

@@ -99,6 +99,30 @@ static void test_take_keeps_to_its_bounds(void)
 	pf_pageset_destroy(set);
 }
 
+/* Runs of 1, 2, ... pages: the long ones stay. What is longer than the count knows is one length. */
+static void test_long_runs_are_kept(void)
+{
+	struct pf_pageset *set;
+	struct pf_run run;
+	uint64_t pages = 3 * 5000 + 100, page = 0, counted;
+
+	CHECK(!pf_pageset_create(pages, &set));
+	for (uint64_t length = 1; length <= 10; length++, page += length)
+		CHECK(!pf_pageset_add(set, page, length));
+	CHECK(!pf_pageset_keep_long_runs(set, 10));
+	CHECK(!pf_pageset_count_range(set, 0, pages, &counted) && counted == 55);
+	CHECK(!pf_pageset_keep_long_runs(set, 3));
+	CHECK(!pf_pageset_count_range(set, 0, pages, &counted) && counted == 10 + 9 + 8);
+	CHECK(!pf_pageset_next(set, 0, &run) && run.count == 8);
+	CHECK(!pf_pageset_add(set, 100, 5000) && !pf_pageset_add(set, 5200, 4500));
+	CHECK(!pf_pageset_keep_long_runs(set, 2));
+	CHECK(!pf_pageset_count_range(set, 0, pages, &counted) && counted == 9500);
+	CHECK(!pf_pageset_keep_long_runs(set, 1));
+	CHECK(!pf_pageset_any(set));
+	CHECK(!pf_pageset_keep_long_runs(set, 0));
+	pf_pageset_destroy(set);
+}
+
 int main(void)
 {
 	const uint64_t sizes[] = {0, 1, 2, 63, 64, 65, 127, 128, 129, 200, 1000};
@@ -107,5 +131,6 @@ int main(void)
 		test_random_operations(sizes[i]);
 	test_ranges_beyond_the_end_change_nothing();
 	test_take_keeps_to_its_bounds();
+	test_long_runs_are_kept();
 	return 0;
 }

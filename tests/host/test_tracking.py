@@ -156,6 +156,47 @@ def test_written_then_swapped_is_still_reported(
     child.end()
 
 
+def test_pages_left_unprotected_count_as_written_whatever_becomes_of_them(
+    track: Track, swap: SwapArea, ram_path: Path
+) -> None:
+    child = track(PAGES)
+    child.tell("write", *range(1000))
+    left = PageSet(PAGES)
+    for first in range(100, 1000, 100):
+        left.add(first, 50)
+    left.add(4000, 10)  # holes
+    expected = {page for start, n in left.runs() for page in range(start, start + n)}
+    with contextlib.closing(WriteTracker.begin(child.pid, [child.addresses])) as tracker:
+        tracker.protect(child.addresses, left, 0)
+        child.tell("write", 7, *range(100, 150), 220, 4001)
+        # Unmapped by reclaim, written or not, they leave no entry and no mark behind.
+        child.tell("page-out", *range(100, 400))
+        assert scan(tracker, child) == expected | {7}
+        assert scan(tracker, child) == set()
+        child.tell("write", 120, 330, 950, 4005)  # swapped, swapped, mapped, a hole
+        child.tell("page-out", 120, 330, 950)
+        assert scan(tracker, child) == {120, 330, 950, 4005}
+        child.tell("write", *range(1000))
+        assert scan(tracker, child) == {*range(1000)}
+    child.end()
+
+
+def test_a_part_of_a_set_is_left_unprotected_where_it_belongs(track: Track) -> None:
+    child = track(PAGES)
+    upper = AddressRange(child.addresses.start + 1000 * PAGE_BYTES, child.addresses.end)
+    left = PageSet(PAGES)
+    for start, count in ((0, 5), (495, 10), (PAGES - 500, 500)):
+        left.add(start, count)
+    with contextlib.closing(WriteTracker.begin(child.pid, [upper])) as tracker:
+        tracker.protect(upper, left, 500)  # what lies before and behind the range is not looked at
+        found = PageSet(PAGES)
+        assert tracker.scan(upper, found, 500) == 5 + 500 - (1000 - 500)
+        assert list(found.runs()) == [(500, 5)]
+        with pytest.raises(ValueError, match="beyond"):
+            tracker.protect(upper, left, 1001)
+    child.end()
+
+
 def test_only_the_asked_range_is_scanned_and_shifted(track: Track) -> None:
     child = track(PAGES)
     whole = child.addresses

@@ -79,6 +79,12 @@ class PageSets(RuleBasedStateMachine):
         self.native.clear()
         self.reference.clear()
 
+    @rule(runs=st.integers(0, 20))
+    def keep_long_runs(self, runs: int) -> None:
+        self.native.keep_long_runs(runs)
+        self.reference.keep_long_runs(runs)
+        assert len(self.native.runs()) <= runs
+
     @rule()
     def copy(self) -> None:
         before = self.native

@@ -173,6 +173,10 @@ class PageSet:
         """Intersection, in place."""
         check(lib.pf_pageset_keep_all(self._native, other._native), "intersect sets")
 
+    def keep_long_runs(self, max_runs: int) -> None:
+        """Take the shortest runs out, so that at most *max_runs* are left."""
+        check(lib.pf_pageset_keep_long_runs(self._native, max_runs), "drop short runs")
+
     def copy(self) -> PageSet:
         """Another set of the same pages."""
         twin = PageSet(self.pages)

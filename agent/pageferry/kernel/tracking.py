@@ -25,6 +25,7 @@ from pageferry.kernel._native import ffi, lib
 from pageferry.kernel.errors import check
 from pageferry.kernel.injection import PRIVILEGE_ADVICE, take_userfaultfd
 from pageferry.kernel.pageset import PageSet
+from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import (
     KernelFeatureError,
     RefusedError,
@@ -65,11 +66,28 @@ class WriteTracker:
     ) -> WriteTracker:
         """Track writes to *ranges* of process *pid* from now on; every page starts as not written.
 
-        Blocks: some 10 ms and another 10 ms per GiB. *avoid_threads* are not to be stopped: the
-        vCPU threads. Raises RefusedError when the process is being traced, or a userfaultfd is
-        already on the ranges, or permission is missing; KernelFeatureError when the kernel cannot
-        do it. After an error nothing is left in the process, except when the error says that it may
-        have ended.
+        Blocks: some 10 ms and another 10 ms per GiB. Raises as `begin` and `protect` do.
+        """
+        tracker = cls.begin(pid, ranges, avoid_threads=avoid_threads)
+        try:
+            for addresses in ranges:
+                tracker.protect(addresses)
+        except BaseException:
+            tracker.close()
+            raise
+        return tracker
+
+    @classmethod
+    def begin(
+        cls, pid: int, ranges: Sequence[AddressRange], *, avoid_threads: Collection[int] = ()
+    ) -> WriteTracker:
+        """Make ready to track writes to *ranges* of process *pid*.
+
+        Every page starts as written, and is reported so by the first scan, unless it is protected
+        before. Blocks for some 10 ms. *avoid_threads* are not to be stopped: the vCPU threads.
+        Raises RefusedError when the process is being traced, or a userfaultfd is already on the
+        ranges, or permission is missing; KernelFeatureError when the kernel cannot do it. After an
+        error nothing is left in the process, except when the error says that it may have ended.
         """
         uffd, held_ns = take_userfaultfd(pid, avoid_threads)
         tracker = cls(pid, uffd, ranges, held_ns)
@@ -80,6 +98,22 @@ class WriteTracker:
             tracker.close()
             raise
         return tracker
+
+    def protect(
+        self, addresses: AddressRange, but: PageSet | None = None, first_page: int = 0
+    ) -> None:
+        """Let the pages of *addresses* count as not written, except those in *but*.
+
+        *first_page* is the page in *but* that *addresses* begins with. For what nobody has
+        scanned yet: what was written before is forgotten. Blocks: 10 ms per GiB, and a system call
+        for each run of *but*. Raises OSError.
+        """
+        if but is None:
+            but = PageSet((addresses.end - addresses.start) // PAGE_BYTES)
+        error = lib.pf_uffd_protect(
+            self._uffd, addresses.start, addresses.end, but._native, first_page
+        )
+        check(error, f"write-protect {addresses.start:#x}-{addresses.end:#x}")
 
     def scan(self, addresses: AddressRange, into: PageSet, first_page: int) -> int:
         """Add the pages written since the last scan to *into*, and clear their marks.
@@ -153,14 +187,14 @@ class WriteTracker:
             )
         check(error, "set up userfaultfd")
         for addresses in self._ranges:
-            error = lib.pf_uffd_arm(self._uffd, addresses.start, addresses.end)
+            error = lib.pf_uffd_register(self._uffd, addresses.start, addresses.end)
             if error == errno.EBUSY:
                 raise RefusedError(
                     f"process {self.pid} has a userfaultfd on its RAM already",
                     advice="end what uses it: another migration, a background snapshot,"
                     " or post-copy",
                 )
-            check(error, f"write-protect {addresses.start:#x}-{addresses.end:#x}")
+            check(error, f"register {addresses.start:#x}-{addresses.end:#x}")
 
 
 def mapped_pages(pid: int, addresses: AddressRange, into: PageSet, first_page: int) -> int:

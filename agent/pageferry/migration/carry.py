@@ -1,8 +1,10 @@
 """Carrying the RAM while the guest runs: first pass, rounds, and the last round when it is stopped.
 
-Numbers of rounds start at 1, which is the first pass over everything that has data. Every round
-ends with a barrier on all data connections and the destination's word that every page is in its
-place, so that two versions of one page can never overtake each other.
+Round 1 is the first pass over everything that has data. Pages that were left without write
+protection when tracking began (`policy.leaving`) come in round 2, just after they were protected.
+
+Every round ends with a barrier on all data connections and the destination's word that every page
+is in its place, so that two versions of one page can never overtake each other.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from pageferry.kernel import procfs
 from pageferry.kernel.cgroup import memory_cgroup_of
 from pageferry.kernel.pageset import PageSet, Runs
 from pageferry.kernel.residency import ResidencyReader
-from pageferry.kernel.tracking import mapped_pages
 from pageferry.migration.estimating import Estimator
 from pageferry.migration.guest_ram import CarriedBlock
 from pageferry.migration.ledger import DataLedger
@@ -39,7 +40,6 @@ from pageferry.model.errors import (
 from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
 from pageferry.policy.convergence import GiveUp, GoOn, SwitchOver, decide
-from pageferry.policy.order import split_resident
 from pageferry.policy.pacing import HostReading
 from pageferry.policy.rounds import NS_PER_S
 from pageferry.policy.window import page_in_window_bytes
@@ -99,10 +99,13 @@ class Carry:
                 self.sender.set_window(self.progress.window_bytes)
 
     async def first_pass(self) -> None:
-        """Round 1: swapped pages through the window, then resident ones, QEMU's mapped ones
-        last."""
+        """Everything once. Round 1: swapped pages through the window, then resident ones. Round 2:
+        what was left unprotected, and what was written meanwhile.
+        """
         await trio.to_thread.run_sync(self.ledger.list_all)
         data = [pages.copy() for pages in self.ledger.data]
+        for pages, unprotected in zip(data, self.writes.left, strict=True):
+            pages.discard_all(unprotected)
         swapped = await trio.to_thread.run_sync(self._swapped, data)
         self.progress.round = 1
         await self.enter(SourcePhase.COLD)
@@ -110,8 +113,12 @@ class Carry:
         await self.enter(SourcePhase.RESIDENT)
         for pages, cold in zip(data, swapped, strict=True):
             pages.discard_all(cold)
-        await self._resident_pass(data)
+        left = _count(self.writes.left)
+        self.progress.enter("resident", _count(data) + left)
+        await self._measured(lambda: self.sender.send_pages(1, data))
         await self._end_round(final=False)
+        if left:
+            await self._round(await self._written(prove=False), phase=None)
 
     async def rounds(self) -> list[PageSet]:
         """Send what was written, again and again, until the rest may be sent while the guest stops.
@@ -187,19 +194,6 @@ class Carry:
             nursery.cancel_scope.cancel()
         self.estimator.paged_in(self.progress.paged_in_pages, time.monotonic_ns() - began_ns)
 
-    async def _resident_pass(self, resident: Sequence[PageSet]) -> None:
-        self.progress.enter("resident", _count(resident))
-        in_qemu = await trio.to_thread.run_sync(self._mapped)
-        halves = [
-            split_resident(pages, mapped) for pages, mapped in zip(resident, in_qemu, strict=True)
-        ]
-
-        def send() -> None:
-            self.sender.send_pages(1, [unmapped for unmapped, _mapped in halves])
-            self.sender.send_pages(1, [mapped for _unmapped, mapped in halves])
-
-        await self._measured(send)
-
     async def _scan(self) -> list[PageSet]:
         with self.estimator.scanning():
             return await self.writes.scan()
@@ -236,16 +230,19 @@ class Carry:
             raise MigrationFailedError(decision.reason, advice=decision.advice)
         return decision
 
-    async def _round(self, written: Sequence[PageSet]) -> None:
+    async def _round(self, written: Sequence[PageSet], phase: str | None = "rounds") -> None:
         self.progress.round += 1
-        await self._measured(lambda: self._send_round(written, "rounds"))
+        await self._measured(lambda: self._send_round(written, phase))
         await self._end_round(final=False)
 
     async def _send_all(self, written: Sequence[PageSet], phase: str) -> None:
         await self._thread(lambda: self._send_round(written, phase))
 
-    def _send_round(self, written: Sequence[PageSet], phase: str) -> None:
-        """Send *written* and whatever there is that was never sent, and tell what is gone."""
+    def _send_round(self, written: Sequence[PageSet], phase: str | None) -> None:
+        """Send *written* and whatever there is that was never sent, and tell what is gone.
+
+        *phase* None: in the one that it is in.
+        """
         gone = []
         for pages, present, sent, settled in zip(
             written, self.ledger.data, self.sender.sent, self.sender.settled, strict=True
@@ -256,7 +253,8 @@ class Carry:
             holes = sent.copy()
             holes.discard_all(present)
             gone.append(holes)
-        self.progress.enter(phase, _count(written))
+        if phase is not None:
+            self.progress.enter(phase, _count(written))
         number = self.progress.round
         self.sender.send_pages(number, written)
         self.sender.send_holes(number, gone)
@@ -316,15 +314,6 @@ class Carry:
             self.reader.swapped(carried.mapping, pages)
             for carried, pages in zip(self.blocks, data, strict=True)
         ]
-
-    def _mapped(self) -> list[PageSet]:
-        found = []
-        for carried in self.blocks:
-            pages = PageSet(carried.block.pages)
-            for part in carried.ranges:
-                mapped_pages(self.pid, part.addresses, pages, part.first_page)
-            found.append(pages)
-        return found
 
     def _window_bytes(self) -> int:
         return page_in_window_bytes(

@@ -26,6 +26,7 @@ from pageferry.migration.intake import Intake
 from pageferry.migration.progress import Progress
 from pageferry.model.errors import PageferryError, RemoteProtocolError
 from pageferry.net.data import DataSocket, TlsSocket, read_frame_head
+from pageferry.policy.rounds import FIRST_PASS_ROUNDS
 from pageferry.wire.ledger import RoundLedger
 from pageferry.wire.messages import Barrier, Holes, Packed, Pages, RoundEnd, Zeros
 
@@ -87,7 +88,7 @@ class RamReceiver:
             elif isinstance(message, Pages | Packed | Zeros | Holes):
                 self._check_round(message)
                 if isinstance(message, Pages | Packed):
-                    priority.set_polite(message.round == 1)
+                    priority.set_polite(message.round <= FIRST_PASS_ROUNDS)
                 self._place(message, intake)
                 with self._lock:
                     self._ledger.frame(channel, message)

@@ -36,6 +36,7 @@ from pageferry.migration.progress import Progress
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import MigrationFailedError
 from pageferry.policy.bandwidth import smooth_batch_pages
+from pageferry.policy.rounds import FIRST_PASS_ROUNDS
 
 HEAD_BYTES = 64
 RUN_BYTES = 6
@@ -180,7 +181,7 @@ class RamSender:
         priority = ThreadPriority()
         try:
             while (batch := feeder.next()) is not None:
-                priority.set_polite(round_number == 1)
+                priority.set_polite(round_number <= FIRST_PASS_ROUNDS)
                 self._send_batch(batch, channel, round_number)
                 feeder.done(batch)
         except Exception as error:  # noqa: BLE001 - raised again by the thread that joins

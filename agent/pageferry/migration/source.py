@@ -285,11 +285,13 @@ class Departure:
         self.progress.phase = "arm"
         await self.journal.record(SourcePhase.ARM, qemu=self.identity.as_dict())
         writes = await trio.to_thread.run_sync(
-            GuestWrites.arm,
-            self.monitor.peer_pid,
-            self.blocks,
-            self._drain,
-            self.view.vcpu_threads,
+            lambda: GuestWrites.arm(
+                self.monitor.peer_pid,
+                self.blocks,
+                self._drain,
+                self.view.vcpu_threads,
+                leave_mapped=True,
+            )
         )
         stack.callback(writes.close)
         self.progress.drain_ns = writes.drain_ns

@@ -21,8 +21,10 @@ from functools import partial
 import trio
 
 from pageferry.kernel.pageset import PageSet
-from pageferry.kernel.tracking import AddressRange, WriteTracker
+from pageferry.kernel.residency import allocated_pages
+from pageferry.kernel.tracking import AddressRange, WriteTracker, mapped_pages
 from pageferry.migration.guest_ram import BlockRange, CarriedBlock
+from pageferry.policy.leaving import MOST_RUNS_LEFT, mapped_is_left
 from pageferry.policy.scanning import WORD_PAGES, scan_pieces, scan_threads
 from pageferry.testing.faults import DRAIN_EVERY_ROUND, SKIP_DRAIN, is_broken
 
@@ -36,11 +38,19 @@ Drain = Callable[[], Awaitable[float]]
 class GuestWrites:
     """Write tracking of all carried blocks. `close` undoes it; so does the end of this process."""
 
-    def __init__(self, tracker: WriteTracker, blocks: Sequence[CarriedBlock], drain: Drain) -> None:
+    def __init__(
+        self,
+        tracker: WriteTracker,
+        blocks: Sequence[CarriedBlock],
+        drain: Drain,
+        left: Sequence[PageSet],
+    ) -> None:
+        self.left = left
+        """Pages that were left unprotected, one set a block: the first scan calls them written."""
         self._tracker = tracker
         self._blocks = blocks
         self._drain = drain
-        self._unproven = [PageSet(carried.block.pages) for carried in blocks]
+        self._unproven = _empty(blocks)
         # Made once: a scan that stops the guest must not list what does not change.
         self._pieces = [
             (index, BlockRange(AddressRange(start, end), first_page))
@@ -64,13 +74,26 @@ class GuestWrites:
         blocks: Sequence[CarriedBlock],
         drain: Drain,
         vcpu_threads: Collection[int] = (),
+        *,
+        leave_mapped: bool = False,
     ) -> GuestWrites:
         """Begin to track QEMU process *pid*; blocks, so call it in a thread.
 
-        Raises RefusedError when the RAM is tracked by someone else, KernelFeatureError.
+        With *leave_mapped* the pages that QEMU has mapped are left as they are, if that is worth
+        it: see `left`. Raises RefusedError when the RAM is tracked by someone else,
+        KernelFeatureError.
         """
         ranges = [part.addresses for carried in blocks for part in carried.ranges]
-        return cls(WriteTracker.arm(pid, ranges, avoid_threads=vcpu_threads), blocks, drain)
+        tracker = WriteTracker.begin(pid, ranges, avoid_threads=vcpu_threads)
+        try:
+            left = _worth_leaving(pid, blocks) if leave_mapped else _empty(blocks)
+            for carried, pages in zip(blocks, left, strict=True):
+                for part in carried.ranges:
+                    tracker.protect(part.addresses, pages, part.first_page)
+            return cls(tracker, blocks, drain, left)
+        except BaseException:
+            tracker.close()
+            raise
 
     @property
     def owes_proof(self) -> bool:
@@ -127,7 +150,7 @@ class GuestWrites:
         return slow and not is_broken(DRAIN_EVERY_ROUND)
 
     def _scan(self) -> list[PageSet]:
-        found = [PageSet(carried.block.pages) for carried in self._blocks]
+        found = _empty(self._blocks)
         scans = [
             partial(self._tracker.scan, piece.addresses, found[index], piece.first_page)
             for index, piece in self._pieces
@@ -139,3 +162,22 @@ class GuestWrites:
             for scan in scans:
                 scan()
         return found
+
+
+def _empty(blocks: Sequence[CarriedBlock]) -> list[PageSet]:
+    return [PageSet(carried.block.pages) for carried in blocks]
+
+
+def _worth_leaving(pid: int, blocks: Sequence[CarriedBlock]) -> list[PageSet]:
+    """What QEMU has mapped; nothing when that is most of what there is."""
+    mapped = _empty(blocks)
+    for carried, pages in zip(blocks, mapped, strict=True):
+        for part in carried.ranges:
+            mapped_pages(pid, part.addresses, pages, part.first_page)
+    files = {(carried.device, carried.inode): carried.mapping for carried in blocks}
+    data = sum(allocated_pages(mapping) for mapping in files.values())
+    if not mapped_is_left(sum(pages.count() for pages in mapped), data):
+        return _empty(blocks)
+    for pages in mapped:
+        pages.keep_long_runs(MOST_RUNS_LEFT)
+    return mapped

@@ -89,6 +89,14 @@ class ReferencePageSet:
         """Intersection, in place."""
         self._members &= other._members
 
+    def keep_long_runs(self, max_runs: int) -> None:
+        """Take the shortest runs out, all of one length together, so that so many are left."""
+        lengths = sorted((count for _start, count in self.runs()), reverse=True)
+        too_short = lengths[max_runs] if len(lengths) > max_runs else 0
+        for start, count in self.runs():
+            if count <= too_short:
+                self.discard(start, count)
+
     def copy(self) -> ReferencePageSet:
         """Another set of the same pages."""
         twin = ReferencePageSet(self.pages)

@@ -9,6 +9,10 @@ SAMPLE_PAGES = 1024
 
 NS_PER_S = 1_000_000_000
 
+FIRST_PASS_ROUNDS = 2
+"""Rounds 1 and, where there is something left for it, 2 send everything once: the long ones, which
+are polite."""
+
 STALL_ROUNDS = 2
 """One round that did not shrink may be a burst of the guest's; two in a row are its way of life."""
 

@@ -115,6 +115,11 @@ def major_faults(pid: int, thread_id: int | None = None) -> int:
     return int(Path(folder, "stat").read_text().rpartition(")")[2].split()[9])
 
 
+def minor_faults(pid: int, thread_id: int) -> int:
+    """Faults of one thread that had to wait for nothing."""
+    return int(Path(f"/proc/{pid}/task/{thread_id}/stat").read_text().rpartition(")")[2].split()[7])
+
+
 def userfaultfds_in(pid: int) -> int:
     """The userfaultfds that a process has open."""
     found = 0
