@@ -11,14 +11,22 @@
  * is done.
  */
 
-/* runs.c: runs of pages, ascending, disjoint and never adjacent. Immutable once handed to Python. */
+/*
+ * runs.c: runs of pages, ascending, disjoint and never adjacent. Immutable once handed to Python,
+ * which reads the fields: a call would let go of the GIL, and take it up again, for nothing.
+ */
 
 struct pf_run {
 	uint64_t start;
 	uint64_t count;
 };
 
-struct pf_runs;
+struct pf_runs {
+	struct pf_run *items;
+	size_t length;
+	size_t capacity;
+	uint64_t pages;
+};
 
 int pf_runs_create(struct pf_runs **out);
 void pf_runs_destroy(struct pf_runs *runs);
@@ -51,6 +59,9 @@ int pf_pageset_discard_runs(struct pf_pageset *set, const struct pf_runs *runs);
 int pf_pageset_add_all(struct pf_pageset *set, const struct pf_pageset *other);
 int pf_pageset_discard_all(struct pf_pageset *set, const struct pf_pageset *other);
 int pf_pageset_keep_all(struct pf_pageset *set, const struct pf_pageset *other);
+/* Adds "nonzero" to "sent" and takes "zero" out of it; adds both to "settled". */
+int pf_pageset_note_sent(struct pf_pageset *sent, struct pf_pageset *settled,
+			 const struct pf_runs *nonzero, const struct pf_runs *zero);
 void pf_pageset_clear(struct pf_pageset *set);
 bool pf_pageset_has(const struct pf_pageset *set, uint64_t page);
 bool pf_pageset_any(const struct pf_pageset *set);
@@ -80,6 +91,22 @@ int pf_page_out(uint8_t *base, uint64_t pages, const struct pf_runs *runs);
 int pf_page_out_everywhere(uint8_t *base, uint64_t pages, const struct pf_runs *runs);
 /* Makes pages that this processor has just brought in ready to be paged out from any other. */
 void pf_drain_batch(void);
+/* Starts to read the swapped pages of "runs", all at once (MADV_WILLNEED). */
+int pf_read_ahead(uint8_t *base, uint64_t pages, const struct pf_runs *runs);
+/* Maps all of "runs", waiting for those that are swapped (MADV_POPULATE_READ). */
+int pf_populate(uint8_t *base, uint64_t pages, const struct pf_runs *runs);
+/*
+ * What a batch needs before it is sent, in one call: reads ahead those of "runs" that are "swapped",
+ * maps all, and parts them as pf_split_zero does.
+ */
+int pf_bring_in(uint8_t *base, uint64_t pages, const struct pf_runs *runs, bool swapped, int level,
+		struct pf_runs **nonzero, struct pf_runs **zero);
+/*
+ * And after it: pages out what is mapped of "runs" (all, with "map"), unmaps them, and tells how many
+ * pages stayed. The file's part that is mapped at base begins at file_offset.
+ */
+int pf_put_out(uint8_t *base, uint64_t pages, int fd, uint64_t file_offset,
+	       const struct pf_runs *runs, bool map, uint64_t *stayed);
 /* fallocate(PUNCH_HOLE | KEEP_SIZE) on each run. */
 int pf_punch(int fd, uint64_t file_offset, const struct pf_runs *runs);
 
@@ -96,6 +123,9 @@ int pf_cachestat_swapped(int fd, uint64_t file_offset, const struct pf_runs *run
 /* How many pages of "runs" are in the page cache. */
 int pf_cachestat_resident(int fd, uint64_t file_offset, const struct pf_runs *runs,
 			  uint64_t *out);
+/* The same, by mincore(2) where cachestat(2) is missing or forbidden: with what is in the swap cache. */
+int pf_count_resident(uint8_t *base, uint64_t pages, int fd, uint64_t file_offset,
+		      const struct pf_runs *runs, uint64_t *out);
 /* The pages of "runs" that mincore(2) calls absent; *out is new. */
 int pf_mincore_absent(uint8_t *base, uint64_t pages, const struct pf_runs *runs,
 		      struct pf_runs **out);

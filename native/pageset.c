@@ -159,6 +159,18 @@ int pf_pageset_keep_all(struct pf_pageset *set, const struct pf_pageset *other)
 	return 0;
 }
 
+int pf_pageset_note_sent(struct pf_pageset *sent, struct pf_pageset *settled,
+			 const struct pf_runs *nonzero, const struct pf_runs *zero)
+{
+	int error = pf_pageset_add_runs(sent, nonzero);
+
+	if (!error)
+		error = pf_pageset_discard_runs(sent, zero);
+	if (!error)
+		error = pf_pageset_add_runs(settled, nonzero);
+	return error ? error : pf_pageset_add_runs(settled, zero);
+}
+
 void pf_pageset_clear(struct pf_pageset *set)
 {
 	memset(set->bits, 0, set->words * sizeof(*set->bits));

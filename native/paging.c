@@ -76,6 +76,51 @@ int pf_page_out(uint8_t *base, uint64_t pages, const struct pf_runs *runs)
 	return pf_advise(base, pages, runs, MADV_PAGEOUT);
 }
 
+int pf_read_ahead(uint8_t *base, uint64_t pages, const struct pf_runs *runs)
+{
+	int error = pf_advise(base, pages, runs, MADV_WILLNEED);
+
+	pf_drain_batch();
+	return error;
+}
+
+int pf_populate(uint8_t *base, uint64_t pages, const struct pf_runs *runs)
+{
+	int error = pf_advise(base, pages, runs, MADV_POPULATE_READ);
+
+	pf_drain_batch();
+	return error;
+}
+
+int pf_bring_in(uint8_t *base, uint64_t pages, const struct pf_runs *runs, bool swapped, int level,
+		struct pf_runs **nonzero, struct pf_runs **zero)
+{
+	int error = swapped ? pf_read_ahead(base, pages, runs) : 0;
+
+	if (!error)
+		error = pf_populate(base, pages, runs);
+	return error ? error : pf_split_zero(base, pages, runs, level, nonzero, zero);
+}
+
+int pf_put_out(uint8_t *base, uint64_t pages, int fd, uint64_t file_offset,
+	       const struct pf_runs *runs, bool map, uint64_t *stayed)
+{
+	uint64_t resident = 0;
+	int error = map ? pf_populate(base, pages, runs) : 0;
+	int unmapped;
+
+	if (!error)
+		error = pf_page_out(base, pages, runs);
+	if (!error)
+		error = pf_count_resident(base, pages, fd, file_offset, runs, &resident);
+	unmapped = pf_advise(base, pages, runs, MADV_DONTNEED);
+	if (!error)
+		error = unmapped;
+	if (!error)
+		*stayed = resident;
+	return error;
+}
+
 /*
  * A page that comes in waits in a batch of its processor (up to 31 of them) until it is on the LRU
  * list, and only from there can it be paged out. MADV_COLD and MADV_PAGEOUT empty the batch of the

@@ -220,3 +220,19 @@ int pf_mincore_absent(uint8_t *base, uint64_t pages, const struct pf_runs *runs,
 	*out = absent;
 	return 0;
 }
+
+int pf_count_resident(uint8_t *base, uint64_t pages, int fd, uint64_t file_offset,
+		      const struct pf_runs *runs, uint64_t *out)
+{
+	struct pf_runs *absent;
+	int error = pf_cachestat_resident(fd, file_offset, runs, out);
+
+	if (error != ENOSYS && error != EPERM)
+		return error;
+	error = pf_mincore_absent(base, pages, runs, &absent);
+	if (error)
+		return error;
+	*out = pf_runs_pages(runs) - pf_runs_pages(absent);
+	pf_runs_destroy(absent);
+	return 0;
+}

@@ -5,13 +5,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-struct pf_runs {
-	struct pf_run *items;
-	size_t length;
-	size_t capacity;
-	uint64_t pages;
-};
-
 int pf_runs_create(struct pf_runs **out)
 {
 	struct pf_runs *runs = calloc(1, sizeof(*runs));

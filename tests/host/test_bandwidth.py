@@ -63,7 +63,7 @@ def test_the_cap_is_kept_in_every_tenth_of_a_second(rate: int) -> None:
     pages = rate * 2 // PAGE_BYTES
     fd = os.memfd_create("ram")
     os.ftruncate(fd, pages * PAGE_BYTES)
-    mapping = RamMapping(fd, 0, pages * PAGE_BYTES, writable=False)
+    mapping = RamMapping(fd, 0, pages * PAGE_BYTES)
     for page in range(0, pages, 256):
         os.pwrite(fd, b"\x01" * PAGE_BYTES * min(256, pages - page), page * PAGE_BYTES)
     os.close(fd)

@@ -29,7 +29,7 @@ class Ram:
         self.fd = os.memfd_create("ram")
         os.ftruncate(self.fd, PAGES * PAGE_BYTES)
         self.guest = mmap.mmap(self.fd, PAGES * PAGE_BYTES)
-        self.mapping = RamMapping(self.fd, 0, PAGES * PAGE_BYTES, writable=False)
+        self.mapping = RamMapping(self.fd, 0, PAGES * PAGE_BYTES)
         stat = os.fstat(self.fd)
         block = RamBlock("mem0", PAGES * PAGE_BYTES)
         self.block = CarriedBlock(block, self.mapping, (), stat.st_dev, stat.st_ino)

@@ -63,7 +63,7 @@ class Pair:
 def _block(name: str, pages: int) -> CarriedBlock:
     fd = os.memfd_create(name)
     os.ftruncate(fd, pages * PAGE_BYTES)
-    mapping = RamMapping(fd, 0, pages * PAGE_BYTES, writable=True)
+    mapping = RamMapping(fd, 0, pages * PAGE_BYTES)
     os.close(fd)
     return CarriedBlock(RamBlock("mem0", pages * PAGE_BYTES), mapping, (), 0, 0)
 

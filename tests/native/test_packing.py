@@ -24,7 +24,7 @@ def source() -> Iterator[RamMapping]:
     for page in range(PAGES):
         text = (f"page {page} " * 500).encode()[:PAGE_BYTES]
         os.pwrite(fd, noise.randbytes(PAGE_BYTES) if page % 3 == 0 else text, page * PAGE_BYTES)
-    mapping = RamMapping(fd, 0, PAGES * PAGE_BYTES, writable=False)
+    mapping = RamMapping(fd, 0, PAGES * PAGE_BYTES)
     os.close(fd)
     yield mapping
     mapping.close()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pageferry.kernel.pageset import PageSet, Runs
+from pageferry.kernel.pageset import PageSet, Runs, note_sent
 from pageferry.model.pages import ReferencePageSet, from_flat, runs_of, to_flat
 
 PAGES = 200  # several words and a part of one
@@ -149,6 +149,18 @@ def test_peer_sends_runs_that_are_no_integers(flat: list[int]) -> None:
 def test_minus(left: set[int], right: set[int]) -> None:
     rest = Runs.from_pages(left).minus(Runs.from_pages(right))
     assert list(rest) == runs_of(left - right)
+
+
+@given(page_sets, page_sets, page_sets, page_sets)
+def test_what_was_sent_is_noted(
+    before: set[int], settled: set[int], pages: set[int], zeros: set[int]
+) -> None:
+    sent_set, settled_set, zeros = native_of(before), native_of(settled), zeros - pages
+    note_sent(sent_set, settled_set, Runs.from_pages(pages), Runs.from_pages(zeros))
+    assert sent_set == native_of((before | pages) - zeros)
+    assert settled_set == native_of(settled | pages | zeros)
+    with pytest.raises(ValueError, match="beyond"):
+        note_sent(PageSet(1), PageSet(1), Runs.from_pages({5}), Runs.from_pages(set()))
 
 
 @given(page_sets, st.integers(1, 50))

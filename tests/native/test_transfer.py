@@ -178,7 +178,7 @@ def test_mapping_refuses_a_file_that_is_too_short(ram_fd: int) -> None:
 
 def test_view_is_read_only_and_bounded(ram_fd: int) -> None:
     contents = fill(ram_fd, {7})
-    with RamMapping(ram_fd, FIRST_PAGE * PAGE_BYTES, PAGES * PAGE_BYTES, writable=True) as mapping:
+    with RamMapping(ram_fd, FIRST_PAGE * PAGE_BYTES, PAGES * PAGE_BYTES) as mapping:
         view = mapping.view(7, 1)
         assert view.readonly
         assert view == contents[7]

@@ -32,9 +32,10 @@ class Runs:
     def __init__(self, native: Any) -> None:
         """Take over *native*, a ``struct pf_runs *``; for this package's own use."""
         self._native = ffi.gc(native, lib.pf_runs_destroy)
-        self.pages: int = lib.pf_runs_pages(native)
+        self.pages: int = native.pages
         """Number of pages in all runs."""
-        self.end_page: int = lib.pf_runs_end(native)
+        last = native.items[native.length - 1] if native.length else None
+        self.end_page: int = last.start + last.count if last is not None else 0
         """One past the last page; 0 when there is none."""
 
     @classmethod
@@ -83,8 +84,7 @@ class Runs:
     @property
     def first_page(self) -> int:
         """The lowest page; 0 when there is none."""
-        items = lib.pf_runs_items(self._native)
-        return int(items[0].start) if len(self) else 0
+        return int(self._native.items[0].start) if len(self) else 0
 
     def minus(self, other: Runs) -> Runs:
         """These pages without those of *other*."""
@@ -106,10 +106,10 @@ class Runs:
             yield self.cut(first, max_pages)
 
     def __len__(self) -> int:
-        return int(lib.pf_runs_length(self._native))
+        return int(self._native.length)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        items = lib.pf_runs_items(self._native)
+        items = self._native.items
         for index in range(len(self)):
             yield items[index].start, items[index].count
 
@@ -251,3 +251,9 @@ class PageSet:
 
     def __repr__(self) -> str:
         return f"<PageSet of {self.count()} in {self.pages} pages>"
+
+
+def note_sent(sent: PageSet, settled: PageSet, nonzero: Runs, zero: Runs) -> None:
+    """Add *nonzero* to *sent* and take *zero* out of it; add both to *settled*."""
+    error = lib.pf_pageset_note_sent(sent._native, settled._native, nonzero._native, zero._native)
+    check(error, "note what was sent")

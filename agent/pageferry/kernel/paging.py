@@ -7,23 +7,20 @@ the batch has been dealt with.
 
 from __future__ import annotations
 
-import errno
-
 from pageferry.kernel._native import ffi, lib
 from pageferry.kernel.errors import check
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import Runs
 
-MADV_WILLNEED = 3
 MADV_DONTNEED = 4
-MADV_POPULATE_READ = 22  # Linux 5.14
+
+_ZERO_LEVEL: int = lib.pf_zero_best_level()
 
 
 def will_need(mapping: RamMapping, runs: Runs) -> None:
     """Start reading the swapped pages of *runs*, all at once, without waiting for them."""
     with mapping.use() as base:
-        check(lib.pf_advise(base, mapping.pages, runs._native, MADV_WILLNEED), "page in ahead")
-    lib.pf_drain_batch()
+        check(lib.pf_read_ahead(base, mapping.pages, runs._native), "page in ahead")
 
 
 def populate(mapping: RamMapping, runs: Runs) -> None:
@@ -32,9 +29,42 @@ def populate(mapping: RamMapping, runs: Runs) -> None:
     A hole among them becomes a clean page of zeroes, which reclaim drops again.
     """
     with mapping.use() as base:
-        error = lib.pf_advise(base, mapping.pages, runs._native, MADV_POPULATE_READ)
-    lib.pf_drain_batch()
+        check(lib.pf_populate(base, mapping.pages, runs._native), "page in")
+
+
+def bring_in(mapping: RamMapping, runs: Runs, *, swapped: bool) -> tuple[Runs, Runs]:
+    """`populate` *runs*, and part them into pages that hold something and pages that are all zero.
+
+    With *swapped* all reads are started first. Holes must not be among them. In one call, as a
+    batch of the cold pass is small: each call lets another thread have the GIL, and waits for it.
+    """
+    nonzero, zero = ffi.new("struct pf_runs **"), ffi.new("struct pf_runs **")
+    with mapping.use() as base:
+        error = lib.pf_bring_in(
+            base, mapping.pages, runs._native, swapped, _ZERO_LEVEL, nonzero, zero
+        )
     check(error, "page in")
+    return Runs(nonzero[0]), Runs(zero[0])
+
+
+def put_out(mapping: RamMapping, runs: Runs, *, map_first: bool = False) -> int:
+    """`page_out` *runs* and `drop` them, in one call. Returns how many of their pages stayed in.
+
+    With *map_first* they are mapped before, where they are in the page cache only.
+    """
+    stayed = ffi.new("uint64_t *")
+    with mapping.use() as base:
+        error = lib.pf_put_out(
+            base,
+            mapping.pages,
+            mapping.fd,
+            mapping.file_offset_bytes,
+            runs._native,
+            map_first,
+            stayed,
+        )
+    check(error, "page out")
+    return int(stayed[0])
 
 
 map_present = populate
@@ -72,14 +102,10 @@ def punch(fd: int, file_offset_bytes: int, runs: Runs) -> None:
 
 
 def _count_resident(mapping: RamMapping, runs: Runs) -> int:
+    resident = ffi.new("uint64_t *")
     with mapping.use() as base:
-        resident = ffi.new("uint64_t *")
-        error = lib.pf_cachestat_resident(
-            mapping.fd, mapping.file_offset_bytes, runs._native, resident
+        error = lib.pf_count_resident(
+            base, mapping.pages, mapping.fd, mapping.file_offset_bytes, runs._native, resident
         )
-        if error not in (errno.ENOSYS, errno.EPERM):
-            check(error, "count resident pages")
-            return int(resident[0])
-        out = ffi.new("struct pf_runs **")
-        check(lib.pf_mincore_absent(base, mapping.pages, runs._native, out), "count pages in core")
-        return runs.pages - Runs(out[0]).pages
+    check(error, "count resident pages")
+    return int(resident[0])

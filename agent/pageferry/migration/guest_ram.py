@@ -50,8 +50,8 @@ class CarriedBlock:
 def open_guest_ram(pid: int, blocks: Sequence[GuestBlock], *, writable: bool) -> list[CarriedBlock]:
     """Open and map the file behind each block of QEMU process *pid*, in the blocks' order.
 
-    Raises RefusedError, naming the block, when its RAM is not a file on tmpfs or hugetlb backs it.
-    The caller closes the mappings.
+    *writable*: whether the mappings' descriptors are. Raises RefusedError, naming the block, when
+    its RAM is not a file on tmpfs or hugetlb backs it. The caller closes the mappings.
     """
     carried: list[CarriedBlock] = []
     try:
@@ -138,7 +138,7 @@ def _open_block(
                 advice=SHARED_FILE_ADVICE,
             )
         _check_length(fd, block, start)
-        mapping = RamMapping(fd, start, block.length_bytes, writable=writable)
+        mapping = RamMapping(fd, start, block.length_bytes)
     finally:
         os.close(fd)
     ranges = tuple(_ranges_of(block, entry, start, maps))

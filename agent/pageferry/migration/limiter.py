@@ -39,11 +39,15 @@ class Limiter:
 
     def take(self, length_bytes: int) -> None:
         """Let *length_bytes* through without waiting; `wait_ns` tells what that costs the next."""
+        if not self._bucket.bytes_per_s:
+            return
         with self._changed:
             self._bucket.take(length_bytes, time.monotonic_ns())
 
     def wait_ns(self) -> int:
         """After how many ns something may go; 0: at once."""
+        if not self._bucket.bytes_per_s:
+            return 0
         with self._changed:
             return self._bucket.wait_ns(time.monotonic_ns())
 

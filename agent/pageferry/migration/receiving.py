@@ -189,11 +189,7 @@ class RamReceiver:
 
     @staticmethod
     def _page_out(carried: CarriedBlock, runs: Runs) -> int:
-        mapping = carried.mapping
-        paging.populate(mapping, runs)
-        kept = paging.page_out(mapping, runs)
-        paging.drop(mapping, runs)
-        return kept
+        return paging.put_out(carried.mapping, runs, map_first=True)
 
 
 def out_of_memory(error: OSError) -> PageferryError:

@@ -16,9 +16,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pageferry.kernel import paging, transfer
+from pageferry.kernel import paging
 from pageferry.kernel.mapping import RamMapping
-from pageferry.kernel.pageset import PageSet, Runs
+from pageferry.kernel.pageset import PageSet, Runs, note_sent
 from pageferry.kernel.residency import ResidencyReader
 from pageferry.kernel.scheduling import ThreadPriority
 from pageferry.migration.channel import Channel
@@ -197,8 +197,8 @@ class RamSender:
             evicted = self._reader.evicted_in(batch.mapping, batch.runs)
         if evicted.pages:
             self._send_swapped(batch, evicted, channel, round_number)
-        awake = batch.runs if not evicted.pages else batch.runs.minus(evicted)
-        if awake.pages:
+        if evicted.pages < batch.runs.pages:
+            awake = batch.runs.minus(evicted) if evicted.pages else batch.runs
             self._send_resident(batch, awake, channel, round_number)
 
     def _smooth(self, most_pages: int) -> int:
@@ -208,35 +208,33 @@ class RamSender:
 
     def _send_swapped(self, batch: Batch, runs: Runs, channel: Channel, round_number: int) -> None:
         mapping = batch.mapping
-        _read(lambda: paging.will_need(mapping, runs))
-        _read(lambda: paging.populate(mapping, runs))
         try:
-            self._send_runs(batch.block, mapping, runs, channel, round_number, cold=True)
+            parts = _bring_in(mapping, runs, swapped=True)
+            self._send_parts(batch.block, mapping, parts, channel, round_number, cold=True)
         finally:
             # Also when the connection broke: the guest's residency is to be as it was.
-            kept = paging.page_out(mapping, runs)
-            paging.drop(mapping, runs)
+            kept = paging.put_out(mapping, runs)
             self._progress.paged(runs.pages, runs.pages - kept, kept)
 
     def _send_resident(self, batch: Batch, runs: Runs, channel: Channel, round_number: int) -> None:
         mapping = batch.mapping
-        _read(lambda: paging.populate(mapping, runs))
         try:
-            self._send_runs(batch.block, mapping, runs, channel, round_number, cold=False)
+            parts = _bring_in(mapping, runs, swapped=False)
+            self._send_parts(batch.block, mapping, parts, channel, round_number, cold=False)
         finally:
             paging.drop(mapping, runs)
 
-    def _send_runs(
+    def _send_parts(
         self,
         block: int,
         mapping: RamMapping,
-        runs: Runs,
+        parts: tuple[Runs, Runs],
         channel: Channel,
         round_number: int,
         *,
         cold: bool,
     ) -> None:
-        nonzero, zero = transfer.split_zero(mapping, runs)
+        nonzero, zero = parts
         saved_bytes = 0
         if nonzero.pages:
             # How much goes is known only when it has been packed: wait for what went before.
@@ -247,9 +245,7 @@ class RamSender:
         if zero.pages:
             channel.zeros(block, round_number, zero)
         with self._lock:
-            self.sent[block].add_runs(nonzero)
-            self.sent[block].discard_runs(zero)
-            self.settled[block].add_runs(runs)
+            note_sent(self.sent[block], self.settled[block], nonzero, zero)
         self._progress.sent(nonzero.pages, zero.pages, saved_bytes)
 
 
@@ -261,10 +257,11 @@ def _pieces(runs: Runs, batch_pages: Callable[[], int]) -> Iterator[Runs]:
         yield piece
 
 
-def _read(action: Callable[[], None]) -> None:
-    """Do a page-in; a page that cannot be read ends the migration, never the guest."""
+def _bring_in(mapping: RamMapping, runs: Runs, *, swapped: bool) -> tuple[Runs, Runs]:
+    """What holds something and what is zero; a page that cannot be read ends the migration, never
+    the guest."""
     try:
-        action()
+        return paging.bring_in(mapping, runs, swapped=swapped)
     except OSError as error:
         raise MigrationFailedError(
             f"guest memory could not be read: {error.strerror or error} (a swap device failing?)",
