@@ -10,11 +10,12 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import shtab
 import trio
 
 from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.main import VERBS
-from pageferry.cli.values import parameters_from, size_of
+from pageferry.cli.values import FILE_COMPLETION, parameters_from, size_of
 from tests.support.daemon_bench import DaemonBench, running_daemon
 from tests.unit.test_cli_commands import TARGET, cli, json_lines
 from tests.unit.test_cli_pictures import unpack_png
@@ -260,3 +261,20 @@ def test_parameters_of_each_kind() -> None:
         "page-in-window": 1 << 20,
         "residency-way": "mincore",
     }
+
+
+def test_files_are_completed_as_shtab_does() -> None:
+    assert {shell: shtab.FILE[shell] for shell in FILE_COMPLETION} == FILE_COMPLETION
+
+
+def test_a_verb_loads_no_other_verbs() -> None:
+    program = (
+        "import sys; from pageferry.cli.main import main\n"
+        "try: main(['status', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('cryptography', 'shtab') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr

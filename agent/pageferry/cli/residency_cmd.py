@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-import shtab
 from rich.color import Color
 from rich.console import Console
 from rich.style import Style
@@ -18,7 +17,7 @@ from pageferry.cli.exit_codes import ExitCode
 from pageferry.cli.images import png, svg
 from pageferry.cli.output import UsageError, console, print_json, size
 from pageferry.cli.picture import LEGEND, OUTSIDE, Cell, cells_of, colours_of, rows_of
-from pageferry.cli.values import GUEST_NAME_COMPLETION
+from pageferry.cli.values import FILE_COMPLETION, GUEST_NAME_COMPLETION
 from pageferry.control.client import open_client
 from pageferry.control.info import BlockResidency, Residency
 from pageferry.model.errors import PageferryError
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the picture there, as .png or .svg"
     )
-    output.complete = shtab.FILE  # type: ignore[attr-defined]
+    output.complete = FILE_COMPLETION  # type: ignore[attr-defined]
     parser.add_argument("--cells", type=int, metavar="N", help="parts that a block is cut into")
     parser.add_argument("--json", action="store_true", help="an object; maps only with --cells")
 

@@ -19,6 +19,9 @@ _TRUTH: Final = {"true": True, "yes": True, "on": True, "false": False, "no": Fa
 GUEST_NAME_COMPLETION: Final = {"bash": "_pageferry_guests", "zsh": "_pageferry_guests"}
 """For shtab: a function of the completion script that lists guests."""
 
+FILE_COMPLETION: Final = {"bash": "_shtab_compgen_files", "zsh": "_files"}
+"""What shtab.FILE has for these shells; a verb need not import shtab for it."""
+
 MIGRATION_COMPLETION: Final = {"bash": "_pageferry_migrations", "zsh": "_pageferry_migrations"}
 
 PARAMETER_COMPLETION: Final = {"bash": "_pageferry_parameters", "zsh": "_pageferry_parameters"}

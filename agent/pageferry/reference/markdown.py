@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client.metrics_core import Metric
 
 from pageferry.cli.exit_codes import MEANINGS
-from pageferry.cli.main import VERBS
+from pageferry.cli.main import VERBS, module_of
 from pageferry.control import declarations, schema
 from pageferry.control.registry import Declaration
 from pageferry.control.schema import Array, Builtin, Enum, Member, Struct
@@ -108,7 +108,7 @@ def type_text(kind: schema.Type) -> str:
 def _verbs() -> Iterator[str]:
     yield "## Command line\n"
     yield "`pageferry VERB --help` and pageferry(1) have the options of each.\n"
-    yield _table(("verb", ""), [(_code(verb), module.SUMMARY) for verb, module in VERBS.items()])
+    yield _table(("verb", ""), [(_code(verb), module_of(verb).SUMMARY) for verb in VERBS])
 
 
 def all_declarations() -> list[Declaration]:
