@@ -15,6 +15,7 @@ import pytest
 
 from pageferry.testing.lab.baseline import MULTIFD, as_json, measure_qemu
 from pageferry.testing.lab.carrying import measure_pageferry
+from pageferry.testing.lab.latency import percentile_us
 from pageferry.testing.lab.measuring import Measurement
 from pageferry.testing.lab.packages import QemuBinary
 from pageferry.testing.lab.settled import overcommitted_plan
@@ -49,11 +50,14 @@ def median(found: Sequence[Measurement], figure: Callable[[Measurement], float])
     return statistics.median(figure(measured) for measured in found)
 
 
-def hot_p99_ratio(measured: Measurement) -> float:
-    before, during = measured.hot_p99_us["before"], measured.hot_p99_us["during"]
-    assert before is not None
-    assert during is not None
-    return during / before
+def hot_p99_us(found: Sequence[Measurement], when: str) -> float:
+    """Of all runs together: a single one has some 700 batches, so that its 99th percentile hangs on
+    the seven slowest, and QEMU's emulator alone makes one of a hundred take three times as long.
+    """
+    samples = [sample for one in found for sample in one.hot_samples[when]]
+    p99 = percentile_us(samples, 0.99, found[0].tsc_khz)
+    assert p99 is not None
+    return p99
 
 
 def test_every_page_is_verified(carried: list[Measurement]) -> None:
@@ -68,7 +72,9 @@ def test_the_guest_does_not_wait_for_its_hot_memory(
     carried: list[Measurement], by_qemu: Measurement
 ) -> None:
     assert median(carried, lambda one: one.vcpu_major_faults) <= 300
-    assert median(carried, hot_p99_ratio) <= 2
+    before_us, during_us = hot_p99_us(carried, "before"), hot_p99_us(carried, "during")
+    print(f"\nhot p99: {before_us:.0f} us before, {during_us:.0f} us during")
+    assert during_us <= 2 * before_us
     assert by_qemu.vcpu_major_faults > 10 * max(one.vcpu_major_faults for one in carried)
 
 

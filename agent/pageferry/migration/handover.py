@@ -100,8 +100,7 @@ class Handover:
                     self._compared_ns = time.monotonic_ns() - began_ns
                 await carry.enter(SourcePhase.DEVICE)
                 self._progress.status = "device"
-                await self._qemu.proceed()
-                await self._qemu.until_completed(DEVICE_DEADLINE_S)
+                await self._qemu.complete(DEVICE_DEADLINE_S)
                 await carry.written_by_qemu()
                 with trio.move_on_after(DEVICE_DEADLINE_S) as waiting:
                     await self._peer.device_loaded.wait()
@@ -160,9 +159,8 @@ class Handover:
     async def _stop_guest(self, relay: DeviceRelay) -> None:
         self._prepared = True
         await self._qemu.prepare()
-        await self._qemu.start(relay.qemu_fd)
+        await self._qemu.stop(relay.qemu_fd, STOP_DEADLINE_S)
         relay.release_qemu_end()
-        await self._qemu.until_stopped(STOP_DEADLINE_S)
         self._stopped_ns = time.monotonic_ns()
         self._progress.status = "pre-switchover"
 

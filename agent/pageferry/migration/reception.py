@@ -207,9 +207,9 @@ class Reception:
         nursery.start_soon(self._load, qemu)
 
     async def _load(self, qemu: DestinationHandover) -> None:
+        # It sets QEMU back now, not when the guest runs: whatever happens from here on, nothing of
+        # the migration is left in it.
         await qemu.until_completed(None)
-        # Now, and not when the guest runs: whatever happens from here on, nothing of it is left.
-        await qemu.restore()
         self.ownership.on(DestinationEvent.LOADED)
         try:
             await self.journal.record(DestinationPhase.LOADED)

@@ -44,6 +44,9 @@ CANCEL_DEADLINE_S = 30.0
 
 RETRY_S = 0.05
 
+BRIEFLY_S = 0.0005
+"""For what QEMU does next and tells nobody of, while the guest is stopped."""
+
 DRAIN_TIMEOUT_S = 120.0
 """A drain waits for all I/O in flight: as long as the slowest storage takes."""
 
@@ -69,10 +72,10 @@ async def guest_status(monitor: Monitor) -> str:
 
 
 class SourceHandover:
-    """The source's QEMU. Call prepare, start, until_stopped, proceed, until_completed, in order.
+    """The source's QEMU. Call prepare, stop and complete, in order.
 
-    `cancel` leads back from everywhere. All raise QemuError; the waits also when QEMU reports that
-    the migration failed.
+    `cancel` leads back from everywhere. All raise QemuError, the last two also when QEMU reports
+    that the migration failed.
     """
 
     def __init__(self, monitor: Monitor, changed: Mapping[str, bool] | None = None) -> None:
@@ -90,22 +93,19 @@ class SourceHandover:
         """Set the capabilities; `cancel` and `restore` set back what this changed."""
         self._changed = await _set_capabilities(self._monitor, {**CAPABILITIES, **_PAUSE})
 
-    async def start(self, fd: int) -> None:
-        """Begin the migration over the socket *fd*, of which QEMU gets a duplicate."""
+    async def stop(self, fd: int, deadline_s: float) -> None:
+        """Begin the migration over the socket *fd*, of which QEMU gets a duplicate. Returns when it
+        has stopped the guest and waits at ``pre-switchover``."""
         await self._monitor.send_fd(FD_NAME, fd)
-        await self._monitor.execute("migrate", {"uri": f"fd:{FD_NAME}"})
+        await _until_after(
+            self._monitor, "migrate", {"uri": f"fd:{FD_NAME}"}, "pre-switchover", deadline_s
+        )
 
-    async def until_stopped(self, deadline_s: float) -> None:
-        """Wait until QEMU has stopped the guest and waits at ``pre-switchover``."""
-        await _until(self._monitor, "pre-switchover", deadline_s)
-
-    async def proceed(self) -> None:
-        """Let QEMU save its devices."""
-        await self._monitor.execute("migrate-continue", {"state": "pre-switchover"})
-
-    async def until_completed(self, deadline_s: float) -> None:
-        """Wait until QEMU says that the migration is completed; the guest stays stopped."""
-        await _until(self._monitor, "completed", deadline_s)
+    async def complete(self, deadline_s: float) -> None:
+        """Let QEMU save its devices. Returns when it says that the migration is completed; the
+        guest stays stopped."""
+        state = {"state": "pre-switchover"}
+        await _until_after(self._monitor, "migrate-continue", state, "completed", deadline_s)
 
     async def restore(self) -> None:
         """Set the capabilities back to what they were."""
@@ -175,18 +175,19 @@ class DestinationHandover:
         await self._monitor.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})
 
     async def until_completed(self, deadline_s: float | None = None) -> None:
-        """Wait until QEMU has loaded its devices; the guest is then paused."""
-        await _until(self._monitor, "completed", deadline_s)
-        # The event comes a moment before the run state leaves inmigrate.
-        while await guest_status(self._monitor) == "inmigrate":  # noqa: ASYNC110 - no event tells
-            await trio.sleep(RETRY_S / 10)
-
-    async def restore(self) -> None:
-        """Set the capabilities back to what they were before `prepare`, after `until_completed`.
+        """Wait until QEMU has loaded its devices, and set its capabilities back; the guest is then
+        paused.
 
         With ``x-ignore-shared`` left on, a migration by QEMU itself, of the guest that has arrived,
         would leave its RAM behind.
         """
+        await _until(self._monitor, "completed", deadline_s)
+        await self._restore()
+        # The event comes a moment before the run state leaves inmigrate.
+        while await guest_status(self._monitor) == "inmigrate":  # noqa: ASYNC110 - no event tells
+            await trio.sleep(BRIEFLY_S)
+
+    async def _restore(self) -> None:
         changed, self._changed = self._changed, {}
         if changed:
             await _set_states(self._monitor, changed)
@@ -223,28 +224,55 @@ class DestinationHandover:
         raise QemuError("the destination's QEMU does not end", advice="end its process yourself")
 
 
+async def _until_after(
+    monitor: Monitor, command: str, arguments: Mapping[str, str], wanted: str, deadline_s: float
+) -> None:
+    """Give the command, and wait until the migration's status is *wanted*.
+
+    What events tell is not asked for as well: each question to QEMU takes a millisecond, in which
+    the guest is stopped.
+    """
+    with monitor.events() as events, trio.move_on_after(deadline_s):
+        await monitor.execute(command, arguments)
+        await _reach(monitor, events, wanted)
+        return
+    raise _too_slow(wanted, deadline_s)
+
+
 async def _until(monitor: Monitor, wanted: str, deadline_s: float | None) -> None:
     """Wait until the migration's status is *wanted*. Subscribed before asking: nothing is
     missed."""
     limit_s = float("inf") if deadline_s is None else deadline_s
     with monitor.events() as events, trio.move_on_after(limit_s):
-        while True:
-            status = await migration_status(monitor)
-            if status == wanted:
-                return
-            if status in ("failed", "cancelled") or (status == "completed" != wanted):
-                raise await _failed(monitor, status)
-            await _next_migration_event(monitor, events)
-    raise QemuError(
+        if not await _is_reached(monitor, await migration_status(monitor), wanted):
+            await _reach(monitor, events, wanted)
+        return
+    raise _too_slow(wanted, deadline_s)
+
+
+async def _reach(monitor: Monitor, events: trio.MemoryReceiveChannel[Event], wanted: str) -> None:
+    while not await _is_reached(monitor, await _next_status(monitor, events), wanted):
+        continue
+
+
+async def _is_reached(monitor: Monitor, status: str, wanted: str) -> bool:
+    if status in ("failed", "cancelled") or (status == "completed" != wanted):
+        raise await _failed(monitor, status)
+    return status == wanted
+
+
+def _too_slow(wanted: str, deadline_s: float | None) -> QemuError:
+    return QemuError(
         f"QEMU's migration did not get to {wanted} within {deadline_s} s",
         advice="look at what its main loop waits for, storage most often",
     )
 
 
-async def _next_migration_event(monitor: Monitor, events: trio.MemoryReceiveChannel[Event]) -> None:
-    async for name, _data, _time_us in events:
+async def _next_status(monitor: Monitor, events: trio.MemoryReceiveChannel[Event]) -> str:
+    """The MigrationStatus that QEMU tells of next (capability ``events``)."""
+    async for name, data, _time_us in events:
         if name == "MIGRATION":
-            return
+            return str(data["status"])
     raise QemuError(
         "QEMU is gone: it ended during the migration",
         advice=f"look at the log of the QEMU that listens on {monitor.path}",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pageferry.model.residency import ResidencyBytes
 from pageferry.testing.lab.cleanup import LabError
 from pageferry.testing.lab.guests import FreestandingGuest
 from pageferry.testing.lab.hosts import SwapTraffic, swap_traffic
-from pageferry.testing.lab.latency import Verification
+from pageferry.testing.lab.latency import Sample, Verification, percentile_us
 
 BEFORE_S = 3.0
 AFTER_S = 3.0
@@ -48,11 +48,21 @@ class Measurement:
     cold_bytes: int
     swap: SwapTraffic
     vcpu_major_faults: int
-    hot_p99_us: dict[str, float | None]
+    hot_samples: Mapping[str, Sequence[Sample]]
+    """What the guest said of its hot touches ``before``, ``during`` and ``after``."""
+    tsc_khz: int
     disturbed_s: float
     before: Ends
     after: Ends
     verification: Verification
+
+    @property
+    def hot_p99_us(self) -> dict[str, float | None]:
+        """The 99th percentile of a batch of 64 hot touches; None where there was none."""
+        return {
+            when: percentile_us(samples, 0.99, self.tsc_khz)
+            for when, samples in self.hot_samples.items()
+        }
 
     @property
     def source_growth_bytes(self) -> int:
@@ -100,19 +110,21 @@ def measure(
     if outcome.completed:
         guest.wait_samples(round(after_s * 10))
     last_s = time.monotonic()
-    p99 = {
-        "before": guest.hot_p99_us(begin_s - before_s, begin_s),
-        "during": guest.hot_p99_us(start_s, end_s),
-        "after": guest.hot_p99_us(end_s, last_s) if outcome.completed else None,
+    samples = {
+        "before": guest.samples_between(begin_s - before_s, begin_s),
+        "during": guest.samples_between(start_s, end_s),
+        "after": guest.samples_between(end_s, last_s) if outcome.completed else [],
     }
+    usual_us = percentile_us(samples["before"], 0.99, guest.layout.tsc_khz)
     return Measurement(
         outcome=outcome,
         total_s=end_s - start_s,
         cold_bytes=cold_bytes,
         swap=swap,
         vcpu_major_faults=faults,
-        hot_p99_us=p99,
-        disturbed_s=_disturbed_s(guest, start_s, end_s, p99["before"]),
+        hot_samples=samples,
+        tsc_khz=guest.layout.tsc_khz,
+        disturbed_s=_disturbed_s(guest, start_s, end_s, usual_us),
         before=before,
         after=after,
         verification=guest.verify(),
