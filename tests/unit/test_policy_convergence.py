@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pageferry.model.parameters import NO_CONVERGENCE_CHOICES, MigrationParameters
-from pageferry.policy.convergence import GiveUp, GoOn, SwitchOver, decide
+from pageferry.policy.convergence import SHORTENING_ROUNDS, GiveUp, GoOn, SwitchOver, decide
 from pageferry.policy.rounds import SAMPLE_PAGES, RoundHistory, RoundRecord
 
 MS = 1_000_000
@@ -43,7 +43,11 @@ def test_switches_over_within_the_limit_or_as_was_asked(
 ) -> None:
     decision = decide(history, expected_ms, LEAST_MS, wanted)
     within = expected_ms is not None and expected_ms <= max(wanted.downtime_limit_ms, LEAST_MS)
-    assert within == (isinstance(decision, SwitchOver) and not decision.forced)
+    if within and isinstance(decision, GoOn):
+        assert len(history.rounds) < SHORTENING_ROUNDS
+        assert decision == GoOn(expected_ms, 0)
+    else:
+        assert within == (isinstance(decision, SwitchOver) and not decision.forced)
     if isinstance(decision, SwitchOver) and decision.forced:
         assert wanted.on_no_convergence == "switch-over"
     if isinstance(decision, GiveUp):
@@ -142,6 +146,30 @@ def test_a_throttle_that_the_operator_lowers_is_lowered() -> None:
     wanted = MigrationParameters(auto_converge=True, max_throttle=30)
     assert decide(history, 10**6, LEAST_MS, wanted) == GoOn(10**6, 30)
     assert decide(history, 10**6, LEAST_MS, replace(wanted, auto_converge=False)) == GoOn(10**6, 0)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "goes_on"),
+    [
+        ([(100_000, 1000, 8000)], True),  # 80 ms; of the next tenth of a second 800 pages are left
+        ([(100_000, 1000, 1000)], False),  # 10 ms, of which 9 could be saved
+        ([(100_000, 1000, 60_000)], False),  # too much is written in the 600 ms of another round
+        ([(100_000, 1000, 30_000)], True),  # 300 ms, 90 of them after another
+        ([(100_000, 1000, 30_000), (30_000, 300, 9000)], True),
+        ([(100_000, 1000, 30_000), (30_000, 300, 9000), (9000, 90, 8000)], False),
+        ([(100_000, 1000, 8000), (8000, 80, 4000)], False),  # as much in the next one
+        ([(100, 0, 100)], False),
+    ],
+)
+def test_a_downtime_that_one_more_round_halves_is_shortened(
+    rounds: list[tuple[int, int, int]], goes_on: bool
+) -> None:
+    history = RoundHistory(tuple(RoundRecord(sent, ms * MS, left) for sent, ms, left in rounds))
+    wanted = MigrationParameters(downtime_limit_ms=1000)
+    decision = decide(history, 700, LEAST_MS, wanted)
+    assert decision == (GoOn(700) if goes_on else SwitchOver(700))
+    last_allowed = replace(wanted, max_rounds=len(rounds))
+    assert decide(history, 700, LEAST_MS, last_allowed) == SwitchOver(700)
 
 
 def test_nothing_is_decided_before_the_first_round() -> None:

@@ -41,16 +41,12 @@ from pageferry.model.parameters import MigrationParameters
 from pageferry.model.phase import SourcePhase
 from pageferry.policy.convergence import GiveUp, GoOn, SwitchOver, decide
 from pageferry.policy.pacing import HostReading
-from pageferry.policy.rounds import NS_PER_S
+from pageferry.policy.rounds import LEAST_ROUND_NS, NS_PER_S
 from pageferry.policy.window import page_in_window_bytes
 from pageferry.testing.faults import BACK_TO_BACK_ROUNDS, number_of
 from pageferry.wire.messages import RoundAck, RoundEnd
 
 log = logging.getLogger(__name__)
-
-MIN_ROUND_S = 0.1
-"""Rounds that follow each other faster only cost the guest a minor fault for each hot page, again
-and again, for a set that has not had the time to change."""
 
 
 class Enter(Protocol):
@@ -295,9 +291,9 @@ class Carry:
             )
 
     async def _let_the_guest_work(self, began_ns: int) -> None:
-        elapsed_s = (time.monotonic_ns() - began_ns) / 1e9
-        if elapsed_s < MIN_ROUND_S and not self._back_to_back_rounds:
-            await trio.sleep(MIN_ROUND_S - elapsed_s)
+        left_ns = LEAST_ROUND_NS - (time.monotonic_ns() - began_ns)
+        if left_ns > 0 and not self._back_to_back_rounds:
+            await trio.sleep(left_ns / NS_PER_S)
 
     async def _thread(self, work: Callable[[], object]) -> list[int]:
         result = await run_stoppable(work, self.sender.stop)

@@ -1,9 +1,10 @@
 """After each round: go on, throttle the guest, switch over, or give up.
 
-The guest is handed over as soon as the downtime to expect is within the limit. Where the rest no
-longer shrinks the guest's vCPUs are throttled in steps, if the operator allows it. When that is at
-its end too, or the rounds are, the operator's choice counts. So the rounds come to an end in any
-case but one: ``on-no-convergence=continue``, which asks for it.
+The guest is handed over when the downtime to expect is within the limit, unless one more round will
+make it much shorter. Where the rest no longer shrinks the guest's vCPUs are throttled in steps, if
+the operator allows it. When that is at its end too, or the rounds are, the operator's choice
+counts. So the rounds come to an end in any case but one: ``on-no-convergence=continue``, which asks
+for it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from dataclasses import dataclass
 
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.parameters import MigrationParameters
-from pageferry.policy.rounds import RoundHistory
+from pageferry.policy.rounds import LEAST_ROUND_NS, NS_PER_S, RoundHistory
+
+SHORTENING_ROUNDS = 3
+"""In so many of the first rounds the downtime may still be shortened: each takes half of it away at
+least, or is not made, and then there is little left to be had."""
+
+WORTHWHILE_MS = 10
+"""Of downtime, for a round, which takes a tenth of a second of the migration and a fault for each
+page that the guest writes meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +60,15 @@ def decide(
     """What to do after the last round of *history*.
 
     *expected_ms* is the downtime to expect, None where it cannot be told; *least_ms* what it would
-    be with nothing to send. SwitchOver (not forced) as soon as it is within ``downtime_limit_ms``,
-    and also for a limit below *least_ms* once no more than that is expected: less cannot be had.
+    be with nothing to send. SwitchOver (not forced) when it is within ``downtime_limit_ms``, and
+    also for a limit below *least_ms* once no more than that is expected: less cannot be had. In the
+    first SHORTENING_ROUNDS though, GoOn where the next round will halve it, by WORTHWHILE_MS.
     GoOn never asks for a throttle beyond ``max_throttle``, or for any that is not allowed.
     """
     within_ms = max(parameters.downtime_limit_ms, least_ms)
     if history.rounds and expected_ms is not None and expected_ms <= within_ms:
-        return SwitchOver(expected_ms)
+        shortened = _can_be_shortened(history, parameters)
+        return GoOn(expected_ms) if shortened else SwitchOver(expected_ms)
     throttle_percent = _throttle(history, parameters)
     if not _is_over(history, parameters):
         return GoOn(expected_ms, throttle_percent)
@@ -66,6 +77,19 @@ def decide(
     if parameters.on_no_convergence == "continue":
         return GoOn(expected_ms, throttle_percent)
     return _give_up(history, expected_ms, least_ms, parameters)
+
+
+def _can_be_shortened(history: RoundHistory, parameters: MigrationParameters) -> bool:
+    """Whether the next round, by how much was written in the last, will leave much less to send."""
+    last, pages_per_s = history.rounds[-1], history.pages_per_s
+    if len(history.rounds) >= min(SHORTENING_ROUNDS, parameters.max_rounds):
+        return False
+    if not pages_per_s or not last.duration_ns or last.throttle_percent:
+        return False
+    next_ns = max(LEAST_ROUND_NS, last.remaining_pages * NS_PER_S / pages_per_s)
+    next_pages = last.remaining_pages * next_ns / last.duration_ns
+    saved_ms = (last.remaining_pages - next_pages) * 1000 / pages_per_s
+    return saved_ms >= WORTHWHILE_MS and next_pages <= last.remaining_pages / 2
 
 
 def _is_over(history: RoundHistory, parameters: MigrationParameters) -> bool:

@@ -9,6 +9,10 @@ SAMPLE_PAGES = 1024
 
 NS_PER_S = 1_000_000_000
 
+LEAST_ROUND_NS = 100_000_000
+"""Rounds that follow each other faster only cost the guest a minor fault for each hot page, again
+and again, for a set that has not had the time to change."""
+
 FIRST_PASS_ROUNDS = 2
 """Rounds 1 and, where there is something left for it, 2 send everything once: the long ones, which
 are polite."""
