@@ -156,16 +156,25 @@ int pf_split_zero(const uint8_t *base, uint64_t pages, const struct pf_runs *run
 int pf_zero_best_level(void);
 int pf_send_payload(int socket_fd, const uint8_t *head, size_t head_bytes, const uint8_t *base,
 		    uint64_t pages, const struct pf_runs *runs);
+/* By way of "placer", which may be NULL, or by pwrite. */
+struct pf_placer;
 int pf_receive_payload(int socket_fd, int ram_fd, uint64_t file_offset, const struct pf_runs *runs,
-		       uint8_t *scratch, size_t scratch_bytes);
+		       const struct pf_placer *placer, uint8_t *scratch, size_t scratch_bytes);
 /* The same over whatever else carries bytes to the peer (wire.h). */
 struct pf_wire;
 int pf_send_payload_over(const struct pf_wire *wire, const uint8_t *head, size_t head_bytes,
 			 const uint8_t *base, uint64_t pages, const struct pf_runs *runs);
 int pf_receive_payload_over(const struct pf_wire *wire, int ram_fd, uint64_t file_offset,
-			    const struct pf_runs *runs, uint8_t *scratch, size_t scratch_bytes);
+			    const struct pf_runs *runs, const struct pf_placer *placer,
+			    uint8_t *scratch, size_t scratch_bytes);
 /* ECONNRESET when the peer closes before the last byte. */
 int pf_receive_exact(int socket_fd, uint8_t *buffer, size_t length);
+
+/* placing.c: pages that a RAM file has nothing of yet, without its lock. */
+
+/* For the part of the file at file_offset; ram_fd is not duplicated, and must be writable. */
+int pf_placer_create(int ram_fd, uint64_t file_offset, uint64_t length, struct pf_placer **out);
+void pf_placer_destroy(struct pf_placer *placer);
 
 /* tracking.c: pages written since the last look, in another process's address space. */
 

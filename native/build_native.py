@@ -26,12 +26,13 @@ SOURCES = (
     "pagemap.c",
     "zero.c",
     "transfer.c",
+    "placing.c",
     "pack.c",
     "tracking.c",
     "inject.c",
     "helper.c",
 )
-HEADERS = ("api.h", "inject.h", "native.h", "scatter.h", "wire.h")
+HEADERS = ("api.h", "inject.h", "native.h", "placing.h", "scatter.h", "wire.h")
 TLS_SOURCES = ("tls_context.c", "tls.c", "tls_wire.c")
 TLS_HEADERS = ("tls_api.h", "tls.h", "tls_state.h", "wire.h")
 # -Wno-unused-parameter: cffi's own generated wrappers would trip -Wextra -Werror.

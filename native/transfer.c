@@ -1,6 +1,7 @@
 /* Page payload between sockets and guest memory, in batches and without the interpreter. */
 
 #include "native.h"
+#include "placing.h"
 #include "scatter.h"
 #include "wire.h"
 
@@ -123,7 +124,7 @@ int pf_receive_exact(int socket_fd, uint8_t *buffer, size_t length)
 	return 0;
 }
 
-static int write_at(int fd, const uint8_t *buffer, size_t length, uint64_t offset)
+int pf_write_at(int fd, const uint8_t *buffer, size_t length, uint64_t offset)
 {
 	while (length) {
 		ssize_t written = pwrite(fd, buffer, length, (off_t)offset);
@@ -145,16 +146,16 @@ static int write_at(int fd, const uint8_t *buffer, size_t length, uint64_t offse
  * shmem takes its file's lock for each write, and who waits for that lock spins: on two processors a
  * tenth of a migration's time, which the senders could have used. Here waiting threads sleep.
  */
-static pthread_mutex_t placing = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
 
-static int place(int ram_fd, uint64_t file_offset, struct pf_cursor *cursor, const uint8_t *buffer,
+static int write_in_turn(int ram_fd, uint64_t file_offset, struct pf_cursor *cursor, const uint8_t *buffer,
 		 uint64_t pages)
 {
 	int error;
 
-	pthread_mutex_lock(&placing);
+	pthread_mutex_lock(&writing);
 	error = pf_scatter(ram_fd, file_offset, cursor, buffer, pages);
-	pthread_mutex_unlock(&placing);
+	pthread_mutex_unlock(&writing);
 	return error;
 }
 
@@ -162,21 +163,14 @@ int pf_scatter(int ram_fd, uint64_t file_offset, struct pf_cursor *cursor, const
 	       uint64_t pages)
 {
 	while (pages) {
-		uint64_t left = cursor->items->count - cursor->done;
-		uint64_t part = left < pages ? left : pages;
-		uint64_t page = cursor->items->start + cursor->done;
-		int error = write_at(ram_fd, buffer, part * PF_PAGE_BYTES,
-				     file_offset + page * PF_PAGE_BYTES);
+		struct pf_run part = pf_next_part(cursor, pages);
+		int error = pf_write_at(ram_fd, buffer, part.count * PF_PAGE_BYTES,
+					file_offset + part.start * PF_PAGE_BYTES);
 
 		if (error)
 			return error;
-		buffer += part * PF_PAGE_BYTES;
-		pages -= part;
-		cursor->done += part;
-		if (cursor->done == cursor->items->count) {
-			cursor->items++;
-			cursor->done = 0;
-		}
+		buffer += part.count * PF_PAGE_BYTES;
+		pages -= part.count;
 	}
 	return 0;
 }
@@ -186,7 +180,8 @@ int pf_scatter(int ram_fd, uint64_t file_offset, struct pf_cursor *cursor, const
  * a fault and a zeroing, which halve the speed.
  */
 int pf_receive_payload_over(const struct pf_wire *wire, int ram_fd, uint64_t file_offset,
-			    const struct pf_runs *runs, uint8_t *scratch, size_t scratch_bytes)
+			    const struct pf_runs *runs, const struct pf_placer *placer,
+			    uint8_t *scratch, size_t scratch_bytes)
 {
 	struct pf_cursor cursor = {.items = pf_runs_items(runs)};
 	uint64_t scratch_pages = scratch_bytes / PF_PAGE_BYTES;
@@ -200,7 +195,8 @@ int pf_receive_payload_over(const struct pf_wire *wire, int ram_fd, uint64_t fil
 
 		error = wire->receive(wire->context, scratch, part * PF_PAGE_BYTES);
 		if (!error)
-			error = place(ram_fd, file_offset, &cursor, scratch, part);
+			error = placer ? pf_place(placer, &cursor, scratch, part)
+				       : write_in_turn(ram_fd, file_offset, &cursor, scratch, part);
 		if (error)
 			return error;
 		left -= part;
@@ -228,9 +224,10 @@ int pf_send_payload(int socket_fd, const uint8_t *head, size_t head_bytes, const
 }
 
 int pf_receive_payload(int socket_fd, int ram_fd, uint64_t file_offset, const struct pf_runs *runs,
-		       uint8_t *scratch, size_t scratch_bytes)
+		       const struct pf_placer *placer, uint8_t *scratch, size_t scratch_bytes)
 {
 	const struct pf_wire wire = {.receive = socket_receive, .context = &socket_fd};
 
-	return pf_receive_payload_over(&wire, ram_fd, file_offset, runs, scratch, scratch_bytes);
+	return pf_receive_payload_over(&wire, ram_fd, file_offset, runs, placer, scratch,
+				       scratch_bytes);
 }

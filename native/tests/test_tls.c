@@ -190,7 +190,7 @@ static void test_scattered_pages_arrive_where_they_belong(uint64_t key_limit_byt
 	sender.tls = pair.sessions[0];
 	CHECK(!pthread_create(&thread, NULL, send_it, &sender));
 	CHECK(!pf_tls_receive_exact(pair.sessions[1], head, 4) && !memcmp(head, "head", 4));
-	CHECK(!pf_receive_payload_over(pf_tls_wire(pair.sessions[1]), target_fd, 0, runs, scratch,
+	CHECK(!pf_receive_payload_over(pf_tls_wire(pair.sessions[1]), target_fd, 0, runs, NULL, scratch,
 				       64 * PF_PAGE_BYTES));
 	CHECK(!pthread_join(thread, NULL) && !sender.error);
 	for (uint64_t page = 0; page < PAGES; page++)
@@ -218,7 +218,7 @@ static void test_peer_that_leaves(void)
 	begin(&pair);
 	CHECK(!pf_tls_send_all(pair.sessions[0], base, 5000));
 	shutdown(pair.sockets[0], SHUT_RDWR);
-	CHECK(pf_receive_payload_over(pf_tls_wire(pair.sessions[1]), fd, 0, runs, scratch,
+	CHECK(pf_receive_payload_over(pf_tls_wire(pair.sessions[1]), fd, 0, runs, NULL, scratch,
 				      sizeof(scratch)) == ECONNRESET);
 	CHECK(pf_send_payload_over(pf_tls_wire(pair.sessions[0]), NULL, 0, base, PAGES, runs) ==
 	      EPIPE);

@@ -47,16 +47,18 @@ static void *send_it(void *context)
 	return NULL;
 }
 
-static void test_scattered_pages_arrive_where_they_belong(size_t scratch_pages)
+static void test_scattered_pages_arrive_where_they_belong(size_t scratch_pages, bool placed)
 {
 	int source_fd, target_fd, sockets[2], small = 4608;
 	uint8_t *source = new_ram(&source_fd), *target = new_ram(&target_fd), head[4];
 	uint8_t *scratch = malloc(scratch_pages * PF_PAGE_BYTES);
 	struct pf_runs *runs = scattered_runs();
 	struct sender sender = {.base = source, .runs = runs};
+	struct pf_placer *placer = NULL;
 	struct pf_pageset *set;
 	pthread_t thread;
 
+	CHECK(!placed || !pf_placer_create(target_fd, 0, (uint64_t)PAGES * PF_PAGE_BYTES, &placer));
 	CHECK(scratch && !pf_pageset_create(PAGES, &set) && !pf_pageset_add_runs(set, runs));
 	for (uint64_t page = 0; page < PAGES; page++)
 		memset(source + page * PF_PAGE_BYTES, (int)(page % 251 + 1), PF_PAGE_BYTES);
@@ -66,13 +68,14 @@ static void test_scattered_pages_arrive_where_they_belong(size_t scratch_pages)
 	sender.socket_fd = sockets[0];
 	CHECK(!pthread_create(&thread, NULL, send_it, &sender));
 	CHECK(!pf_receive_exact(sockets[1], head, 4) && !memcmp(head, "head", 4));
-	CHECK(!pf_receive_payload(sockets[1], target_fd, 0, runs, scratch,
+	CHECK(!pf_receive_payload(sockets[1], target_fd, 0, runs, placer, scratch,
 				  scratch_pages * PF_PAGE_BYTES));
 	CHECK(!pthread_join(thread, NULL) && !sender.error);
 	for (uint64_t page = 0; page < PAGES; page++)
 		for (uint64_t i = 0; i < PF_PAGE_BYTES; i += 511)
 			CHECK(target[page * PF_PAGE_BYTES + i] ==
 			      (pf_pageset_has(set, page) ? page % 251 + 1 : 0));
+	pf_placer_destroy(placer);
 	pf_pageset_destroy(set);
 	pf_runs_destroy(runs);
 	free(scratch);
@@ -93,7 +96,7 @@ static void test_peer_that_leaves(void)
 	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
 	CHECK(write(sockets[0], base, 5000) == 5000);
 	close(sockets[0]);
-	CHECK(pf_receive_payload(sockets[1], fd, 0, runs, scratch, sizeof(scratch)) == ECONNRESET);
+	CHECK(pf_receive_payload(sockets[1], fd, 0, runs, NULL, scratch, sizeof(scratch)) == ECONNRESET);
 	close(sockets[1]);
 	CHECK(!socketpair(AF_UNIX, SOCK_STREAM, 0, sockets));
 	close(sockets[0]);
@@ -120,9 +123,12 @@ static void test_receive_timeout_of_the_socket(void)
 
 int main(void)
 {
-	test_scattered_pages_arrive_where_they_belong(1);
-	test_scattered_pages_arrive_where_they_belong(7);
-	test_scattered_pages_arrive_where_they_belong(4096);
+	test_scattered_pages_arrive_where_they_belong(1, false);
+	test_scattered_pages_arrive_where_they_belong(1, true);
+	test_scattered_pages_arrive_where_they_belong(7, false);
+	test_scattered_pages_arrive_where_they_belong(7, true);
+	test_scattered_pages_arrive_where_they_belong(4096, false);
+	test_scattered_pages_arrive_where_they_belong(4096, true);
 	test_peer_that_leaves();
 	test_receive_timeout_of_the_socket();
 	return 0;

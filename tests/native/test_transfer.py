@@ -14,6 +14,7 @@ import pytest
 
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import Runs
+from pageferry.kernel.placing import Placer, placer_for
 from pageferry.kernel.transfer import (
     Scratch,
     receive_exact,
@@ -99,6 +100,50 @@ def test_payload_arrives_and_touches_nothing_else(ram_fd: int) -> None:
         assert got == (contents[page] if page in sent else bytes(PAGE_BYTES))
     assert os.fstat(target).st_blocks * 512 == len(sent) * PAGE_BYTES
     os.close(target)
+
+
+def test_new_pages_are_placed_beside_those_that_are_there(ram_fd: int) -> None:
+    stream = random.Random(4)
+    sent = {page for page in range(PAGES) if stream.random() < 0.7}
+    contents = fill(ram_fd, set(range(PAGES)))
+    target = os.memfd_create("pageferry-test", os.MFD_CLOEXEC)
+    os.ftruncate(target, (FIRST_PAGE + PAGES) * PAGE_BYTES)
+    there = {page for page in range(PAGES) if stream.random() < 0.1}
+    before = fill(target, there, seed=2)
+    runs = Runs.from_pages(sent)
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        RamMapping(ram_fd, FIRST_PAGE * PAGE_BYTES, PAGES * PAGE_BYTES) as mapping,
+        RamMapping(target, FIRST_PAGE * PAGE_BYTES, PAGES * PAGE_BYTES) as into,
+    ):
+        placer = Placer(into)
+        sender = threading.Thread(target=send_payload, args=(ours.fileno(), b"", mapping, runs))
+        sender.start()
+        receive_payload(
+            theirs.fileno(),
+            into.fd,
+            into.file_offset_bytes,
+            runs,
+            Scratch(),
+            placer=placer,
+        )
+        sender.join()
+    for page in range(PAGES):
+        got = os.pread(target, PAGE_BYTES, (FIRST_PAGE + page) * PAGE_BYTES)
+        assert got == (contents[page] if page in sent else before.get(page, bytes(PAGE_BYTES)))
+    assert os.fstat(target).st_blocks * 512 == len(sent | there) * PAGE_BYTES
+    os.close(target)
+
+
+def test_a_placer_needs_a_file_that_may_be_written(ram_fd: int) -> None:
+    read_only = os.open(f"/proc/self/fd/{ram_fd}", os.O_RDONLY | os.O_CLOEXEC)
+    with RamMapping(read_only, FIRST_PAGE * PAGE_BYTES, PAGES * PAGE_BYTES) as mapping:
+        with pytest.raises(OSError, match="register guest RAM"):
+            Placer(mapping)
+        assert placer_for(mapping) is None
+    os.close(read_only)
 
 
 def test_peer_closes_within_a_payload(ram_fd: int) -> None:

@@ -19,6 +19,7 @@ from pageferry.kernel._native import ffi, lib
 from pageferry.kernel.errors import check
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import Runs
+from pageferry.kernel.placing import Placer
 from pageferry.model.blocks import PAGE_BYTES
 
 SCRATCH_BYTES = 256 * 1024
@@ -84,19 +85,23 @@ def receive_payload(
     runs: Runs,
     scratch: Scratch,
     *,
+    placer: Placer | None = None,
     wire_address: int | None = None,
 ) -> None:
     """Receive the pages of *runs* in order and write them to the file at *file_offset_bytes*.
 
+    With *placer*, which is one for that part of the file, those that are new to the file are placed
+    without its lock.
     *runs* must have been checked against the block's length (`Runs.from_list`). Pages that were
     holes are charged to the memory cgroup of the calling process. Raises OSError with ENOSPC when
     the file system is full.
     """
-    what = (ram_fd, file_offset_bytes, runs._native, scratch._memory, scratch.length_bytes)
+    where = (ram_fd, file_offset_bytes, runs._native)
+    how = (ffi.NULL if placer is None else placer._native, scratch._memory, scratch.length_bytes)
     if wire_address is None:
-        error = lib.pf_receive_payload(sock_fd, *what)
+        error = lib.pf_receive_payload(sock_fd, *where, *how)
     else:
-        error = lib.pf_receive_payload_over(_wire(wire_address), *what)
+        error = lib.pf_receive_payload_over(_wire(wire_address), *where, *how)
     _check(error, "receive guest pages")
     lib.pf_drain_batch()
 

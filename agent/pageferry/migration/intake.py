@@ -8,6 +8,7 @@ from pageferry.kernel import transfer
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.packing import ENCODING, Unpacker
 from pageferry.kernel.pageset import Runs
+from pageferry.kernel.placing import Placer
 from pageferry.model.errors import PeerLostError, RemoteProtocolError
 from pageferry.net.data import DataSocket, wire_address
 from pageferry.wire.limits import MAX_PAGES_PAYLOAD_BYTES
@@ -25,27 +26,31 @@ class Intake:
         self._scratch = transfer.Scratch(SCRATCH_BYTES)
         self._unpacker: Unpacker | None = None
 
-    def take(self, message: Pages | Packed, mapping: RamMapping, runs: Runs) -> None:
+    def take(
+        self, message: Pages | Packed, mapping: RamMapping, runs: Runs, placer: Placer | None
+    ) -> None:
         """Receive the payload of *message* and write its pages, *runs*, to the mapping's file.
 
-        Raises PeerLostError, RemoteProtocolError for a packed payload that is not these pages, and
-        OSError when memory cannot be had. Some of the pages may have been written then.
+        With *placer*, if they are not packed, they may be new to it. Raises PeerLostError,
+        RemoteProtocolError for a packed payload that is not these pages, and OSError when memory
+        cannot be had. Some of the pages may have been written then.
         """
         try:
             if isinstance(message, Packed):
                 self._take_packed(message, mapping, runs)
             else:
-                self._take_plain(mapping, runs)
+                self._take_plain(mapping, runs, placer)
         except (ConnectionError, EOFError) as error:
             raise PeerLostError("a data connection ended within a frame") from error
 
-    def _take_plain(self, mapping: RamMapping, runs: Runs) -> None:
+    def _take_plain(self, mapping: RamMapping, runs: Runs, placer: Placer | None) -> None:
         transfer.receive_payload(
             self._socket.fileno(),
             mapping.fd,
             mapping.file_offset_bytes,
             runs,
             self._scratch,
+            placer=placer,
             wire_address=wire_address(self._socket),
         )
 

@@ -1,10 +1,10 @@
 """Receiving guest RAM: one thread per data connection places pages in the destination's RAM files.
 
 Everything a frame names is checked against the RAM blocks that this side read from its own QEMU,
-before a byte of payload is taken. Pages are written with pwrite from a small buffer, which stays in
-the CPU's cache and spares the fault that the first touch of each page through a mapping costs (1.5
-to 1.9 GB/s against 0.6). This process sits in the destination QEMU's memory cgroup, so the pages
-are charged to the guest.
+before a byte of payload is taken. Pages go through a small buffer, which stays in the CPU's cache,
+into the file: new ones side by side (`kernel.placing`), others with pwrite. Either spares the fault
+that the first touch of each page through a mapping costs. This process sits in the destination
+QEMU's memory cgroup, so the pages are charged to the guest.
 
 Cold pages are paged out again at once: they are mapped for it, since MADV_PAGEOUT only takes pages
 that the caller maps. Those that stayed (not yet on the LRU list, or under writeback) get a second
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from pageferry.kernel import paging
 from pageferry.kernel.pageset import PageSet, Runs
+from pageferry.kernel.placing import Placer, placer_for
 from pageferry.kernel.residency import ResidencyReader
 from pageferry.kernel.scheduling import ThreadPriority
 from pageferry.migration.guest_ram import CarriedBlock
@@ -54,6 +55,7 @@ class RamReceiver:
         self._stopped = False
         self._cold = [PageSet(carried.block.pages) for carried in blocks]
         self._ledger = RoundLedger(channels)
+        self._placers: list[Placer | None] = [None for _carried in blocks]
 
     def clear(self) -> None:
         """Give back all memory of the blocks, so that whatever is not sent is a hole.
@@ -64,6 +66,7 @@ class RamReceiver:
             whole = PageSet(carried.block.pages)
             whole.add(0, carried.block.pages)
             paging.punch(carried.mapping.fd, carried.mapping.file_offset_bytes, whole.runs())
+        self._placers = [placer_for(carried.mapping) for carried in self._blocks]
 
     def serve(self, sock: DataSocket, channel: int, moved: RoundMoved) -> None:
         """Receive on one connection until it ends or `stop` is called. Blocks; runs in a thread.
@@ -111,6 +114,8 @@ class RamReceiver:
         kept = self._page_out_cold()
         with self._lock:
             self._ledger.next_round()
+            if self._ledger.round > FIRST_PASS_ROUNDS:
+                self._placers = [None for _carried in self._blocks]
         return kept
 
     def _page_out_cold(self) -> int:
@@ -169,7 +174,9 @@ class RamReceiver:
     ) -> None:
         if message.round > 1:
             self._forget_swapped(carried, runs)
-        intake.take(message, carried.mapping, runs)
+        # Cold ones are mapped anew to be paged out: by copying, an entry would be dirty.
+        placer = None if message.cold else self._placers[message.block]
+        intake.take(message, carried.mapping, runs, placer)
         self._progress.received(runs.pages, 0)
         if message.cold:
             kept = self._page_out(carried, runs)
