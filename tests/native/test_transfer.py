@@ -6,8 +6,10 @@ import importlib
 import os
 import random
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +146,19 @@ def test_a_placer_needs_a_file_that_may_be_written(ram_fd: int) -> None:
             Placer(mapping)
         assert placer_for(mapping) is None
     os.close(read_only)
+
+
+@pytest.mark.root
+def test_where_huge_pages_are_allowed_pwrite_allocates_them(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "huge=always", "pageferry-test", str(tmp_path)]
+    subprocess.run(mount, check=True)
+    try:
+        with (tmp_path / "ram").open("w+b") as file:
+            file.truncate(PAGES * PAGE_BYTES)
+            with RamMapping(file.fileno(), 0, PAGES * PAGE_BYTES) as mapping:
+                assert placer_for(mapping) is None
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_peer_closes_within_a_payload(ram_fd: int) -> None:
