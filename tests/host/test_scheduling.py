@@ -51,6 +51,23 @@ def test_polite_and_back() -> None:
     assert now() == before, "it is the thread's own"
 
 
+def test_a_considerate_thread_comes_back_to_that_and_hands_it_on() -> None:
+    def work() -> None:
+        scheduling.be_considerate()
+        usual = now()
+        assert usual[0] == os.SCHED_BATCH
+        in_a_thread(lambda: None if now() == usual else pytest.fail(f"{now()}"))
+        priority = ThreadPriority()
+        priority.set_polite(True)
+        assert now()[0] == os.SCHED_IDLE
+        priority.set_polite(False)
+        assert now() == usual
+
+    before = now()
+    in_a_thread(work)
+    assert now() == before
+
+
 def test_where_it_never_runs_it_is_nice_only(monkeypatch: pytest.MonkeyPatch) -> None:
     waited_ns = iter(range(0, 10**12, 10**9))
     monkeypatch.setattr(scheduling, "_waited_ns", lambda: next(waited_ns))

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol
 
 import trio
 
+from pageferry.kernel.scheduling import be_considerate
 from pageferry.logs import log_context, set_up_logging
 from pageferry.migration.destination import DestinationMigration
 from pageferry.migration.job import DestinationJob, SourceJob
@@ -99,6 +100,8 @@ class Worker:
 
     def _migration(self, packet: dict[str, Any], fds: list[int]) -> Migration:
         if packet["role"] == "source":
+            # Not on the destination: what it starts, a QEMU perhaps, would be like that for good.
+            be_considerate()
             return SourceMigration(SourceJob.from_packet(packet), self._report_pass)
         return DestinationMigration(DestinationJob.from_packet(packet), fds[0])
 
