@@ -55,7 +55,7 @@ def test_split_zero_agrees_with_a_slow_look(
 ) -> None:
     if level > lib.pf_zero_best_level():
         pytest.skip("this processor has no AVX2")
-    monkeypatch.setattr("pageferry.kernel.transfer._ZERO_LEVEL", level)
+    monkeypatch.setattr("pageferry.kernel.transfer.ZERO_LEVEL", level)
     stream = random.Random(level)
     data = {page for page in range(300) if stream.random() < 0.8}
     for page in data:

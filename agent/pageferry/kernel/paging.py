@@ -14,7 +14,8 @@ from pageferry.kernel.pageset import Runs
 
 MADV_DONTNEED = 4
 
-_ZERO_LEVEL: int = lib.pf_zero_best_level()
+ZERO_LEVEL: int = lib.pf_zero_best_level()
+"""How this processor looks for pages of zeros (native/zero.c)."""
 
 
 def will_need(mapping: RamMapping, runs: Runs) -> None:
@@ -41,7 +42,7 @@ def bring_in(mapping: RamMapping, runs: Runs, *, swapped: bool) -> tuple[Runs, R
     nonzero, zero = ffi.new("struct pf_runs **"), ffi.new("struct pf_runs **")
     with mapping.use() as base:
         error = lib.pf_bring_in(
-            base, mapping.pages, runs._native, swapped, _ZERO_LEVEL, nonzero, zero
+            base, mapping.pages, runs._native, swapped, ZERO_LEVEL, nonzero, zero
         )
     check(error, "page in")
     return Runs(nonzero[0]), Runs(zero[0])

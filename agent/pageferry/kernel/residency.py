@@ -310,9 +310,7 @@ class ProbeMemory:
 
     def page_out(self) -> None:
         """Try to page all of it out."""
-        paging.populate(self.mapping, self.runs)
-        paging.page_out(self.mapping, self.runs)
-        paging.drop(self.mapping, self.runs)
+        paging.put_out(self.mapping, self.runs, map_first=True)
 
     def pages_out(self) -> int:
         """How many of its pages are out, by another way than pagemap.

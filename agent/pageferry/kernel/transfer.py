@@ -19,13 +19,12 @@ from pageferry.kernel._native import ffi, lib
 from pageferry.kernel.errors import check
 from pageferry.kernel.mapping import RamMapping
 from pageferry.kernel.pageset import Runs
+from pageferry.kernel.paging import ZERO_LEVEL
 from pageferry.kernel.placing import Placer
 from pageferry.model.blocks import PAGE_BYTES
 
 SCRATCH_BYTES = 256 * 1024
 """What is received before it is written. Fits a second-level cache, so the copy is nearly free."""
-
-_ZERO_LEVEL: int = lib.pf_zero_best_level()
 
 
 class Scratch:
@@ -50,7 +49,7 @@ def split_zero(mapping: RamMapping, runs: Runs) -> tuple[Runs, Runs]:
     zero = ffi.new("struct pf_runs **")
     with mapping.use() as base:
         check(
-            lib.pf_split_zero(base, mapping.pages, runs._native, _ZERO_LEVEL, nonzero, zero),
+            lib.pf_split_zero(base, mapping.pages, runs._native, ZERO_LEVEL, nonzero, zero),
             "look for zero pages",
         )
     return Runs(nonzero[0]), Runs(zero[0])
