@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pageferry.model.errors import PeerLostError, RemoteProtocolError
-from pageferry.net.data import connect_data, read_frame_head, tune
+from pageferry.net.data import close_at_once, connect_data, read_frame_head, tune
 from pageferry.wire import messages as m
 
 Ends = tuple[socket.socket, socket.socket]
@@ -114,3 +115,22 @@ def test_nobody_listens() -> None:
 
 def test_unix_sockets_are_left_alone(ends: Ends) -> None:
     tune(ends[0])
+
+
+def test_a_peer_that_waits_for_room_hears_of_the_close_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = socket.create_connection(server.getsockname())
+        here, _ = server.accept()
+    with peer:
+        peer.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                peer.send(bytes(1 << 20))
+        # A thread that was amid a frame goes on reading what has come.
+        here.shutdown(socket.SHUT_RDWR)
+        while here.recv(1 << 20):
+            continue
+        close_at_once(here)
+        peer.settimeout(5)
+        with pytest.raises(ConnectionError):
+            peer.sendall(bytes(1 << 24))

@@ -17,7 +17,7 @@ from pageferry.migration.packing import BatchPacking
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.errors import PeerLostError
 from pageferry.net.connecting import begin_data
-from pageferry.net.data import DataSocket, wire_address
+from pageferry.net.data import DataSocket, close_at_once, wire_address
 from pageferry.wire.frames import encode_head
 from pageferry.wire.messages import Barrier, Holes, Message, Packed, Pages, Zeros
 
@@ -113,7 +113,7 @@ class Channel:
 
     def close(self) -> None:
         """Close the socket; no thread may be using it any more."""
-        self._socket.close()
+        close_at_once(self._socket)
 
     def _send(self, message: Message) -> None:
         try:

@@ -9,7 +9,7 @@ import trio
 from pageferry.migration.receiving import RamReceiver, out_of_memory
 from pageferry.migration.stoppable import run_stoppable
 from pageferry.model.errors import MigrationFailedError, PeerLostError
-from pageferry.net.data import DataSocket
+from pageferry.net.data import DataSocket, close_at_once
 from pageferry.wire.messages import RoundEnd
 
 
@@ -72,7 +72,7 @@ class Inflow:
         """Close the sockets; no thread may be using them any more."""
         for sock in self._sockets:
             if sock is not None:
-                sock.close()
+                close_at_once(sock)
 
     def _note_move(self) -> None:
         self._moved.set()
