@@ -21,6 +21,7 @@ records = st.builds(
     duration_ns=st.integers(0, 10**12),
     remaining_pages=st.integers(0, 10**7),
     throttle_percent=st.integers(0, 99),
+    since_scan_ns=st.integers(0, 10**12),
 )
 histories = st.lists(records, min_size=1, max_size=8).map(lambda r: RoundHistory(tuple(r)))
 parameters = st.builds(
@@ -151,23 +152,25 @@ def test_a_throttle_that_the_operator_lowers_is_lowered() -> None:
 @pytest.mark.parametrize(
     ("rounds", "goes_on"),
     [
-        ([(100_000, 1000, 8000)], True),  # 80 ms; of the next tenth of a second 800 pages are left
-        ([(100_000, 1000, 1000)], False),  # 10 ms, of which 9 could be saved
-        ([(100_000, 1000, 60_000)], False),  # too much is written in the 600 ms of another round
-        ([(100_000, 1000, 30_000)], True),  # 300 ms, 90 of them after another
-        ([(100_000, 1000, 30_000), (30_000, 300, 9000)], True),
-        ([(100_000, 1000, 30_000), (30_000, 300, 9000), (9000, 90, 8000)], False),
-        ([(100_000, 1000, 8000), (8000, 80, 4000)], False),  # as much in the next one
+        ([(100_000, 1000, 8000)], True),  # 80 ms; 720 pages are left of the next 90 ms
+        ([(100_000, 1000, 1000)], False),  # 10 ms, of which 9.8 could be saved
+        ([(100_000, 1000, 60_000)], False),  # too much is written in the 610 ms of another round
+        ([(100_000, 1000, 30_000)], True),  # 300 ms, 93 of them after another
+        ([(100_000, 1000, 30_000), (30_000, 310, 9300)], True),
+        ([(100_000, 1000, 30_000), (30_000, 310, 9300), (9300, 103, 3100)], False),
+        ([(100_000, 1000, 8000), (8000, 90, 4000)], False),  # 22 ms of 40
         ([(100, 0, 100)], False),
     ],
 )
 def test_a_downtime_that_one_more_round_halves_is_shortened(
     rounds: list[tuple[int, int, int]], goes_on: bool
 ) -> None:
-    history = RoundHistory(tuple(RoundRecord(sent, ms * MS, left) for sent, ms, left in rounds))
+    """A hundred pages a millisecond go out. Rounds: sent, milliseconds between scans, left."""
+    records = [RoundRecord(sent, sent * MS // 100, left, 0, ms * MS) for sent, ms, left in rounds]
+    history = RoundHistory(tuple(records))
     wanted = MigrationParameters(downtime_limit_ms=1000)
     decision = decide(history, 700, LEAST_MS, wanted)
-    assert decision == (GoOn(700) if goes_on else SwitchOver(700))
+    assert decision == (GoOn(700, at_once=True) if goes_on else SwitchOver(700))
     last_allowed = replace(wanted, max_rounds=len(rounds))
     assert decide(history, 700, LEAST_MS, last_allowed) == SwitchOver(700)
 

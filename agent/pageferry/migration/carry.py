@@ -136,7 +136,8 @@ class Carry:
             if isinstance(decision, GoOn):
                 await self.throttle.set(decision.throttle_percent)
             await self._round(written)
-            await self._let_the_guest_work(began_ns)
+            if not (isinstance(decision, GoOn) and decision.at_once):
+                await self._let_the_guest_work(began_ns)
 
     async def last_round(self, owed: Sequence[PageSet]) -> None:
         """With the guest stopped: send what is owed and written, and settle data against holes.

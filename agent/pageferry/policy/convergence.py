@@ -13,23 +13,30 @@ from dataclasses import dataclass
 
 from pageferry.model.blocks import PAGE_BYTES
 from pageferry.model.parameters import MigrationParameters
-from pageferry.policy.rounds import LEAST_ROUND_NS, NS_PER_S, RoundHistory
+from pageferry.policy.rounds import NS_PER_S, RoundHistory
 
 SHORTENING_ROUNDS = 3
 """In so many of the first rounds the downtime may still be shortened: each takes half of it away at
 least, or is not made, and then there is little left to be had."""
 
 WORTHWHILE_MS = 10
-"""Of downtime, for a round, which takes a tenth of a second of the migration and a fault for each
-page that the guest writes meanwhile."""
+"""Of downtime, for a round: a fault of the guest's for each page that it writes meanwhile."""
+
+ROUND_NS = 10_000_000
+"""What a round takes beside its sending: a scan, a drain, an acknowledgement, questions to QEMU."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoOn:
-    """Send another round, with so much taken from the vCPUs. None: no downtime can be told yet."""
+    """Send another round, with so much taken from the vCPUs. None: no downtime can be told yet.
+
+    ``at_once``: it is for what the guest writes while it is sent, so the next look follows without
+    a pause.
+    """
 
     expected_downtime_ms: int | None
     throttle_percent: int = 0
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ def decide(
     within_ms = max(parameters.downtime_limit_ms, least_ms)
     if history.rounds and expected_ms is not None and expected_ms <= within_ms:
         shortened = _can_be_shortened(history, parameters)
-        return GoOn(expected_ms) if shortened else SwitchOver(expected_ms)
+        return GoOn(expected_ms, at_once=True) if shortened else SwitchOver(expected_ms)
     throttle_percent = _throttle(history, parameters)
     if not _is_over(history, parameters):
         return GoOn(expected_ms, throttle_percent)
@@ -84,10 +91,10 @@ def _can_be_shortened(history: RoundHistory, parameters: MigrationParameters) ->
     last, pages_per_s = history.rounds[-1], history.pages_per_s
     if len(history.rounds) >= min(SHORTENING_ROUNDS, parameters.max_rounds):
         return False
-    if not pages_per_s or not last.duration_ns or last.throttle_percent:
+    if not pages_per_s or not last.since_scan_ns or last.throttle_percent:
         return False
-    next_ns = max(LEAST_ROUND_NS, last.remaining_pages * NS_PER_S / pages_per_s)
-    next_pages = last.remaining_pages * next_ns / last.duration_ns
+    next_ns = ROUND_NS + last.remaining_pages * NS_PER_S / pages_per_s
+    next_pages = last.remaining_pages * next_ns / last.since_scan_ns
     saved_ms = (last.remaining_pages - next_pages) * 1000 / pages_per_s
     return saved_ms >= WORTHWHILE_MS and next_pages <= last.remaining_pages / 2
 

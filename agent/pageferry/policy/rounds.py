@@ -29,15 +29,17 @@ ten rounds to a tenth; a guest that slow to converge is better helped."""
 class RoundRecord:
     """One round that was acknowledged: what it sent, how long it took, what is left after it.
 
-    ``sent_pages`` counts pages with payload, ``duration_ns`` from the scan to the acknowledgement.
-    ``remaining_pages`` are the pages that are owed to the destination now: written since, or
-    unproven. ``throttle_percent`` is what was taken from the vCPUs meanwhile.
+    ``sent_pages`` counts pages with payload, ``duration_ns`` the time in which they were sent.
+    ``remaining_pages`` are the pages that are owed to the destination now: written since the scan
+    before, ``since_scan_ns`` ago, or unproven. ``throttle_percent`` is what was taken from the
+    vCPUs meanwhile.
     """
 
     sent_pages: int
     duration_ns: int
     remaining_pages: int
     throttle_percent: int = 0
+    since_scan_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
