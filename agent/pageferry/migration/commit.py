@@ -16,7 +16,7 @@ from pageferry.migration.handover import Handover
 from pageferry.migration.job import SourceJob
 from pageferry.migration.journal import Journal
 from pageferry.migration.negotiation import query_destination
-from pageferry.migration.owning import Recorder, SourceOwnership
+from pageferry.migration.owning import Recorder, SourceOwnership, told_notes
 from pageferry.migration.peer import Peer
 from pageferry.model.errors import (
     MigrationFailedError,
@@ -76,13 +76,19 @@ class _Committing:
             step.SAY_COMMIT: self._say_commit,
             step.ASK: self._ask,
             step.TAKE_BACK: self._take_back,
-            step.RECORD_KEPT: partial(self._record, step.RECORD_KEPT),
-            step.RECORD_GIVEN_AWAY: partial(self._record, step.RECORD_GIVEN_AWAY),
-            step.RECORD_LOST: partial(self._record, step.RECORD_LOST, lost=True),
+            step.RECORD_KEPT: partial(self._record_failure, step.RECORD_KEPT, step.KEPT),
+            step.RECORD_GIVEN_AWAY: self._record_given_away,
+            step.RECORD_LOST: partial(self._record_failure, step.RECORD_LOST, step.LOST, lost=True),
         }
 
-    async def _record(self, step: SourceStep, **notes: bool) -> SourceEvent:
-        return await self._recorder.source(RULES.source_records[step], reason=self._reason, **notes)
+    async def _record_given_away(self) -> SourceEvent:
+        return await self._recorder.source(RULES.source_records[SourceStep.RECORD_GIVEN_AWAY])
+
+    async def _record_failure(
+        self, step: SourceStep, end: SourceStep, **notes: bool
+    ) -> SourceEvent:
+        told_too = told_notes(self.failure(end))
+        return await self._recorder.source(RULES.source_records[step], **told_too, **notes)
 
     async def _record_commit(self) -> SourceEvent:
         event = await self._recorder.source(RULES.source_records[SourceStep.RECORD_COMMIT])

@@ -104,13 +104,14 @@ class Handover:
                 await carry.written_by_qemu()
                 with trio.move_on_after(DEVICE_DEADLINE_S) as waiting:
                     await self._peer.device_loaded.wait()
+                    # The destination must have had all of the stream.
+                    await relay.ended.wait()
                 if waiting.cancelled_caught:
                     raise MigrationFailedError(
                         "the destination did not load the device state in time",
                         advice="look at the destination QEMU's own log",
                     )
                 self._loaded_ns = time.monotonic_ns()
-                # The nursery waits for the relay: the destination must have had all of the stream.
         finally:
             self._peer.device_sink = None
             relay.close()

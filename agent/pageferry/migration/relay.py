@@ -28,6 +28,8 @@ class DeviceRelay:
         ours.setblocking(False)
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._send = send
+        self.ended = trio.Event()
+        """Set when all that QEMU wrote has been sent on, and its end."""
         self.from_qemu_bytes = 0
         self.to_qemu_bytes = 0
 
@@ -49,6 +51,7 @@ class DeviceRelay:
                 data = b""
             if not data:
                 await self._send(DeviceEnd())
+                self.ended.set()
                 return
             self.from_qemu_bytes += len(data)
             await self._send(DeviceData(payload=bytes(data)))

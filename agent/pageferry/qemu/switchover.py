@@ -71,17 +71,31 @@ async def guest_status(monitor: Monitor) -> str:
     return str((await monitor.execute("query-status"))["status"])
 
 
-class SourceHandover:
+class _Handover:
+    """A QEMU whose migration capabilities are changed, and set back."""
+
+    def __init__(self, monitor: Monitor, changed: Mapping[str, bool] | None = None) -> None:
+        """*changed*: what `SourceHandover.changes` returned to another process, to be set back."""
+        self._monitor = monitor
+        self._changed = dict(changed or {})
+
+    async def restore(self) -> None:
+        """Set the capabilities back to what they were.
+
+        With ``x-ignore-shared`` left on, a migration by QEMU itself, of the guest that has arrived,
+        would leave its RAM behind.
+        """
+        changed, self._changed = self._changed, {}
+        if changed:
+            await _set_states(self._monitor, changed)
+
+
+class SourceHandover(_Handover):
     """The source's QEMU. Call prepare, stop and complete, in order.
 
     `cancel` leads back from everywhere. All raise QemuError, the last two also when QEMU reports
     that the migration failed.
     """
-
-    def __init__(self, monitor: Monitor, changed: Mapping[str, bool] | None = None) -> None:
-        """*changed*: what `changes` returned to another process, for `cancel` to set back."""
-        self._monitor = monitor
-        self._changed = dict(changed or {})
 
     async def changes(self) -> dict[str, bool]:
         """The capabilities that `prepare` will change, as they are now: for the journal."""
@@ -106,12 +120,6 @@ class SourceHandover:
         guest stays stopped."""
         state = {"state": "pre-switchover"}
         await _until_after(self._monitor, "migrate-continue", state, "completed", deadline_s)
-
-    async def restore(self) -> None:
-        """Set the capabilities back to what they were."""
-        changed, self._changed = self._changed, {}
-        if changed:
-            await _set_states(self._monitor, changed)
 
     async def cancel(self, *, resume: bool) -> None:
         """Back to where the guest was before `start`: running if *resume*, else paused.
@@ -155,12 +163,8 @@ class SourceHandover:
                 await trio.sleep(RETRY_S)
 
 
-class DestinationHandover:
+class DestinationHandover(_Handover):
     """The destination's QEMU, started with ``-incoming defer -S``. All raise QemuError."""
-
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-        self._changed: dict[str, bool] = {}
 
     async def prepare(self, fd: int) -> None:
         """Let QEMU take its devices from the socket *fd*, of which it gets a duplicate.
@@ -175,22 +179,12 @@ class DestinationHandover:
         await self._monitor.execute("migrate-incoming", {"uri": f"fd:{FD_NAME}"})
 
     async def until_completed(self, deadline_s: float | None = None) -> None:
-        """Wait until QEMU has loaded its devices, and set its capabilities back; the guest is then
-        paused.
-
-        With ``x-ignore-shared`` left on, a migration by QEMU itself, of the guest that has arrived,
-        would leave its RAM behind.
-        """
+        """Wait until QEMU has loaded its devices, and `restore`; the guest is then paused."""
         await _until(self._monitor, "completed", deadline_s)
-        await self._restore()
+        await self.restore()
         # The event comes a moment before the run state leaves inmigrate.
         while await guest_status(self._monitor) == "inmigrate":  # noqa: ASYNC110 - no event tells
             await trio.sleep(BRIEFLY_S)
-
-    async def _restore(self) -> None:
-        changed, self._changed = self._changed, {}
-        if changed:
-            await _set_states(self._monitor, changed)
 
     async def run(self) -> str:
         """Let the guest run. Returns its RunState right after.
