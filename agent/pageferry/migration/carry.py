@@ -114,7 +114,7 @@ class Carry:
         await self._measured(lambda: self.sender.send_pages(1, data))
         await self._end_round(final=False)
         if left:
-            await self._round(await self._written(prove=False), phase=None)
+            await self._round(await self._written(prove=False, with_left=True), phase=None)
 
     async def rounds(self) -> list[PageSet]:
         """Send what was written, again and again, until the rest may be sent while the guest stops.
@@ -195,12 +195,14 @@ class Carry:
         with self.estimator.scanning():
             return await self.writes.scan()
 
-    async def _written(self, *, prove: bool) -> list[PageSet]:
-        """What is to be copied now: written and there, or there and never sent."""
-        before_ns = self.estimator.scanned_ns
-        with self.estimator.scanning():
-            written = await self.writes.scan()
-        self._note_written(written, before_ns)
+    async def _written(self, *, prove: bool, with_left: bool = False) -> list[PageSet]:
+        """What is to be copied now: written and there, or there and never sent.
+
+        *with_left*: what was left unprotected is among it, so it says nothing of the guest's rate.
+        """
+        written = await self._scan()
+        if not with_left:
+            self._note_written(written)
         written = await self.writes.drained_for(written, prove=prove)
         await trio.to_thread.run_sync(lambda: self.ledger.update(written, whole=True))
         return written
@@ -300,11 +302,10 @@ class Carry:
         result = await run_stoppable(work, self.sender.stop)
         return result if isinstance(result, list) else []
 
-    def _note_written(self, written: Sequence[PageSet], before_ns: int) -> None:
-        if before_ns:
-            since_ns = max(1, self.estimator.scanned_ns - before_ns)
-            self.estimator.pages_written_per_s = _count(written) * NS_PER_S / since_ns
-            self.progress.dirty_pages_rate = int(self.estimator.pages_written_per_s)
+    def _note_written(self, written: Sequence[PageSet]) -> None:
+        since_ns = max(1, self.estimator.since_scan_ns)
+        self.estimator.pages_written_per_s = _count(written) * NS_PER_S / since_ns
+        self.progress.dirty_pages_rate = int(self.estimator.pages_written_per_s)
 
     def _swapped(self, data: Sequence[PageSet]) -> list[PageSet]:
         return [

@@ -22,20 +22,22 @@ COSTS_FILE = "switchover-costs.json"
 class Estimator:
     """Collects measurements of one migration. From its trio thread only."""
 
-    def __init__(self, costs: StopCosts) -> None:
+    def __init__(self, costs: StopCosts, tracked_ns: int) -> None:
+        """*tracked_ns*: when writes began to be tracked, on the monotonic clock."""
         self.costs = costs
         self.history = RoundHistory()
         self.pages_written_per_s = 0.0
-        self.scanned_ns = 0
-        """When the last scan began, on the monotonic clock."""
-        self._since_scan_ns = 0
+        self.scanned_ns = tracked_ns
+        """When the last scan began, on the monotonic clock; before the first, the tracking."""
+        self.since_scan_ns = 0
+        """From the scan before it to the last one."""
         self._last_sent: tuple[int, int] = (0, 0)
 
     @contextmanager
     def scanning(self) -> Iterator[None]:
         """Around one scan of the write marks."""
         began_ns = time.monotonic_ns()
-        self._since_scan_ns = began_ns - self.scanned_ns if self.scanned_ns else 0
+        self.since_scan_ns = began_ns - self.scanned_ns
         self.scanned_ns = began_ns
         yield
         self.costs = replace(self.costs, scan_ns=time.monotonic_ns() - began_ns)
@@ -61,7 +63,7 @@ class Estimator:
         """A scan after the last round found so many pages written, or owed for another reason."""
         pages, duration_ns = self._last_sent
         self.history = self.history.with_round(
-            RoundRecord(pages, duration_ns, remaining_pages, throttle_percent, self._since_scan_ns)
+            RoundRecord(pages, duration_ns, remaining_pages, throttle_percent, self.since_scan_ns)
         )
 
     def expected_ms(self, swapped_pages: int = 0) -> int | None:

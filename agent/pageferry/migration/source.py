@@ -318,7 +318,7 @@ class Departure:
             enter=self.journal.record,
             throttle=throttle,
             calm=self.calm,
-            estimator=Estimator(remembered_costs(self.job.state_dir)),
+            estimator=Estimator(remembered_costs(self.job.state_dir), time.monotonic_ns()),
         )
         self.tuning.on_change(carry.tune)
         await writes.drained()
