@@ -112,7 +112,7 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket; no thread may be using it any more."""
+        """Close the socket, and drop what is on its way; no thread may be using it any more."""
         close_at_once(self._socket)
 
     def _send(self, message: Message) -> None:
