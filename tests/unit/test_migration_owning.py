@@ -172,9 +172,13 @@ async def test_a_commit_that_cannot_be_journalled_is_not_said(tmp_path: Path) ->
 @pytest.mark.parametrize("answer", [m.CommitFailed(message="disk locked"), m.Aborted()])
 async def test_a_promise_brings_the_guest_back(tmp_path: Path, answer: m.Message) -> None:
     source = await source_in(tmp_path, answer)
-    with pytest.raises(MigrationFailedError):
+    with pytest.raises(MigrationFailedError) as caught:
         await source.commit(tmp_path)
     assert (phase_of(source.journal), source.handover.taken_back) == ("failed", 1)
+    state = read_journal(source.journal.path)
+    assert state is not None
+    assert state.notes["guest-state"] == "runs on the source"
+    assert state.notes["reason"] == caught.value.message
 
 
 async def test_a_guest_that_does_not_come_back_leaves_the_journal_open(tmp_path: Path) -> None:
